@@ -1,0 +1,167 @@
+"""Checkpoints of a run, written in the background by Orbax.
+
+A checkpoint is a directory `workdir/checkpoints/STEP`. It holds the whole
+`TrainState`, the random key among it, and the position in the data, which is
+the number of the next batch.
+"""
+
+import json
+import logging
+import pathlib
+
+import jax
+from orbax.checkpoint import args as ocp_args
+from orbax.checkpoint import checkpoint_manager as ocp_manager
+from orbax.checkpoint import checkpoint_managers as ocp_policies
+
+from convmixer_jax.errors import UserError
+from convmixer_jax.state import TrainState
+
+_log = logging.getLogger(__name__)
+
+
+class Checkpoints:
+  """Saves a run's states, and keeps the newest `keep` and the most accurate of them.
+
+  `resume` comes first, since it clears damaged checkpoints out of the way.
+  """
+
+  def __init__(self, workdir: pathlib.Path, keep: int = 2):
+    self._directory = _directory(workdir)
+    # Orbax's `max_to_keep` with `best_fn` would delete the newest one if it scored badly.
+    policy = ocp_policies.AnyPreservationPolicy(
+      [
+        ocp_policies.LatestN(keep),
+        ocp_policies.BestN(get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False),
+      ]
+    )
+    options = ocp_manager.CheckpointManagerOptions(best_fn=_accuracy, preservation_policy=policy)
+    self._manager = ocp_manager.CheckpointManager(self._directory, options=options)
+
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, *error) -> None:
+    self._manager.close()  # waits for the saves under way
+
+  def save(self, step: int, state: TrainState, accuracy: float | None = None) -> None:
+    """Begins to save; `state` may be donated as soon as this returns.
+
+    Args:
+      step: number of finished steps.
+      state: all of it.
+      accuracy: on the test split, if it was just evaluated.
+    """
+    items = ocp_args.Composite(
+      state=ocp_args.StandardSave(_with_raw_key(state)),
+      position=ocp_args.JsonSave({"next_batch": step}),
+    )
+    metrics = None if accuracy is None else {"accuracy": accuracy}
+    self._manager.save(step, args=items, metrics=metrics, force=True)
+
+  def latest(self) -> pathlib.Path | None:
+    """The newest checkpoint, saves under way included."""
+    self._manager.wait_until_finished()
+    step = self._manager.latest_step()
+    return None if step is None else self._directory / str(step)
+
+
+def restore(
+  workdir: pathlib.Path, fresh: TrainState, step: int | None = None
+) -> tuple[TrainState, int]:
+  """A saved state and its position in the data; changes nothing on disk.
+
+  Args:
+    workdir: of the run.
+    fresh: a state of the same shapes; what is read lies on the devices as this does.
+    step: which one; None for the newest that can be read. Newer ones that
+      cannot are named in the log.
+
+  Raises:
+    UserError: if `step`, or every one, is missing or cannot be read.
+  """
+  directory = _directory(workdir)
+  # Without the metrics, whose reading would fail as a whole if one file is damaged.
+  options = ocp_manager.CheckpointManagerOptions(read_only=True, lightweight_initialize=True)
+  with ocp_manager.CheckpointManager(directory, options=options) as manager:
+    steps = sorted(manager.all_steps(), reverse=True)
+    if not steps:
+      raise UserError(f"{directory} has no checkpoint")
+    if step is not None and step not in steps:
+      raise UserError(f"--step={step} is not in {directory}; there are {steps[::-1]}")
+    for candidate in steps if step is None else [step]:
+      try:
+        _check_metrics(directory / str(candidate))
+        return _read(manager, candidate, fresh)
+      except Exception as error:  # whatever the many readers below Orbax raise
+        reason = str(error).partition("\n")[0]
+        _log.error(
+          "%s cannot be read: %s: %s", directory / str(candidate), type(error).__name__, reason
+        )
+  raise UserError(
+    f"no checkpoint in {directory} can be read, see the errors above; nothing was changed. "
+    "Restore that directory from a copy, or start anew with another --workdir"
+  )
+
+
+def resume(workdir: pathlib.Path, fresh: TrainState) -> tuple[TrainState, int]:
+  """What `restore` finds as the newest, or `fresh` and 0 where nothing was saved yet.
+
+  Damaged checkpoints would be in the way of the next saves: they are moved to
+  `workdir/unreadable_checkpoints`.
+
+  Raises:
+    UserError: as `restore` does.
+  """
+  directory = _directory(workdir)
+  steps = [int(path.name) for path in directory.glob("*") if path.name.isdecimal()]
+  if not steps:
+    return fresh, 0
+  state, step = restore(workdir, fresh)
+  for other in steps:
+    if other > step or not _is_sound(directory / str(other)):
+      target = directory.with_name("unreadable_checkpoints") / str(other)
+      target.parent.mkdir(exist_ok=True)
+      (directory / str(other)).rename(target)
+      _log.warning("moved the damaged checkpoint of step %d to %s", other, target)
+  return state, step
+
+
+def _read(
+  manager: ocp_manager.CheckpointManager, step: int, fresh: TrainState
+) -> tuple[TrainState, int]:
+  like = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _with_raw_key(fresh)
+  )
+  items = ocp_args.Composite(state=ocp_args.StandardRestore(like), position=ocp_args.JsonRestore())
+  found = manager.restore(step, args=items)
+  state = found.state.replace(key=jax.random.wrap_key_data(found.state.key))
+  return state, found.position["next_batch"]
+
+
+def _check_metrics(checkpoint: pathlib.Path) -> None:
+  """Raises ValueError if the accuracy, where there is one, cannot be read."""
+  file = checkpoint / "metrics" / "metrics"
+  if file.exists():
+    float(json.loads(file.read_text())["accuracy"])
+
+
+def _is_sound(checkpoint: pathlib.Path) -> bool:
+  try:
+    _check_metrics(checkpoint)
+  except (KeyError, TypeError, ValueError):
+    return False
+  return True
+
+
+def _accuracy(metrics: dict[str, float]) -> float:
+  return metrics["accuracy"]
+
+
+def _directory(workdir: pathlib.Path) -> pathlib.Path:
+  return (workdir / "checkpoints").absolute()
+
+
+def _with_raw_key(state: TrainState) -> TrainState:
+  """With the random key as plain numbers, which every version of Orbax can save."""
+  return state.replace(key=jax.random.key_data(state.key))

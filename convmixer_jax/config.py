@@ -1,0 +1,203 @@
+"""Every setting of a run: its type, what it means and what is allowed.
+
+A file in `configs/` starts from `base()` and fills in its recipe. Keys without
+a value here are the recipe's to set. Nothing else declares a key.
+"""
+
+from collections.abc import Mapping
+import json
+import pathlib
+import runpy
+from typing import Any
+
+from ml_collections import config_dict
+
+from convmixer_jax.errors import UserError
+
+# What a run may change when it is resumed: how long it is, how it is watched
+# and how its data are read. Every other section decides the result.
+FREE_SECTION = "run"
+
+
+def base() -> config_dict.ConfigDict:
+  """The schema: all keys with their types, and defaults where no recipe decides."""
+  required = optional = config_dict.placeholder  # None until set; `_OPTIONAL` may stay so
+  schema = config_dict.create(
+    seed=0,
+    data=dict(
+      dataset=required(str),  # "digits", "folder", or the name of a TFDS dataset
+      data_dir=optional(str),  # None: $TFDS_DATA_DIR or ~/tensorflow_datasets; "folder": its root
+      train_split="train",  # TFDS's syntax, slices too: "train[:90%]"
+      eval_split="test",
+      image_size=required(int),  # side in pixels of what the model sees
+      batch_size=required(int),  # global: over all devices and processes
+      eval_batch_size=required(int),  # likewise
+      drop_remainder=True,  # leave out an epoch's last, smaller batch
+      crop="none",  # "none": records have image_size already; "random_resized": ImageNet's
+      crop_scale=(0.08, 1.0),  # area of a random crop over that of the image
+      crop_ratio=(3 / 4, 4 / 3),  # width of a random crop over its height
+      eval_crop_fraction=0.96,  # side of the centre crop over the resized short side
+      cache="none",  # or "host": decoded once into memory; or "device": on it, if they fit
+    ),
+    augment=dict(
+      mean=required(tuple),  # of each channel, as fractions of 255
+      std=required(tuple),
+      crop_padding=0,  # zero pixels around the image before a crop back to image_size
+      flip=True,  # mirror every second image, left to right
+    ),
+    model=dict(
+      dim=required(int),
+      depth=required(int),
+      kernel_size=required(int),
+      patch_size=required(int),
+      num_classes=required(int),
+      activation="gelu",  # "gelu" (exact) or "relu"
+      dtype="float32",  # of the computation: "float32" or "bfloat16"; parameters are float32
+    ),
+    optimizer=dict(
+      learning_rate=required(float),  # the schedule's peak
+      weight_decay=required(float),  # decoupled, times the learning rate
+      decay="all",  # "all", or "kernels": biases and BatchNorm are left alone
+      b1=0.9,
+      b2=0.999,
+      eps=1e-8,
+      clip_norm=optional(float),  # of the whole gradient; None: no clipping
+    ),
+    schedule=dict(
+      name="onecycle",  # the authors' "onecycle", "cosine", or optax's "optax_onecycle"
+      warmup_epochs=0,  # "cosine" only: linear from 0
+    ),
+    run=dict(
+      epochs=required(int),  # the schedule's length
+      max_steps=optional(int),  # end after so many steps, the schedule unchanged
+      log_every_steps=50,
+      eval_every_epochs=1,
+      checkpoint_every_steps=1000,  # besides one after each evaluation
+      keep_checkpoints=2,  # the newest ones, besides the most accurate
+      workers=0,  # processes that decode, at most one a core; 0: threads
+    ),
+  )
+  return schema.lock()
+
+
+_OPTIONAL = ("data.data_dir", "optimizer.clip_norm", "run.max_steps")
+_CHOICES = {
+  "data.crop": ("none", "random_resized"),
+  "data.cache": ("none", "host", "device"),
+  "model.activation": ("gelu", "relu"),
+  "model.dtype": ("float32", "bfloat16"),
+  "optimizer.decay": ("all", "kernels"),
+  "schedule.name": ("onecycle", "cosine", "optax_onecycle"),
+}
+_POSITIVE = """
+  data.image_size data.batch_size data.eval_batch_size data.eval_crop_fraction model.dim
+  model.kernel_size model.patch_size model.num_classes optimizer.learning_rate optimizer.eps
+  optimizer.clip_norm run.epochs run.max_steps run.log_every_steps run.eval_every_epochs
+  run.checkpoint_every_steps run.keep_checkpoints
+"""
+_NOT_NEGATIVE = """
+  seed model.depth augment.crop_padding optimizer.weight_decay schedule.warmup_epochs run.workers
+"""
+
+
+def read(path: pathlib.Path) -> config_dict.ConfigDict:
+  """The config that a file defines, for recipes that differ from it in little."""
+  return runpy.run_path(str(path))["get_config"]()
+
+
+def flatten(sections: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """A config, or its JSON, as {"section.key": value}."""
+  flat: dict[str, Any] = {}
+  for name, value in sections.items():
+    if isinstance(value, Mapping | config_dict.ConfigDict):
+      flat |= flatten(value, f"{prefix}{name}.")
+    else:
+      flat[prefix + name] = value
+  return flat
+
+
+def validate(config: config_dict.ConfigDict) -> None:
+  """Checks all that can be checked without data and devices.
+
+  Raises:
+    UserError: naming the key, its value and what is allowed.
+  """
+  flat = flatten(config)
+  for key, value in flat.items():
+    if value is None and key not in _OPTIONAL:
+      raise UserError(f"config.{key} is not set: set it in the config file or with --config.{key}=")
+  for key, allowed in _CHOICES.items():
+    if flat[key] not in allowed:
+      raise UserError(f"config.{key} is {flat[key]!r}; allowed: {', '.join(allowed)}")
+  for keys, is_right, bound in (
+    (_POSITIVE, lambda value: value > 0, "greater than 0"),
+    (_NOT_NEGATIVE, lambda value: value >= 0, "0 or greater"),
+  ):
+    for key in keys.split():
+      if flat[key] is not None and not is_right(flat[key]):
+        raise UserError(f"config.{key} is {flat[key]}; it has to be {bound}")
+  image, patch = config.data.image_size, config.model.patch_size
+  if image % patch:
+    raise UserError(
+      f"config.model.patch_size is {patch}, which does not divide config.data.image_size={image}: "
+      f"set one of them, such as config.data.image_size={image // patch * patch or patch}"
+    )
+  if len(config.augment.mean) != len(config.augment.std):
+    raise UserError(
+      f"config.augment.mean={config.augment.mean} and config.augment.std={config.augment.std} "
+      "have to have one value for each channel"
+    )
+  if config.data.crop != "none" and config.data.cache != "none":
+    raise UserError(
+      f'config.data.cache is "{config.data.cache}", but config.data.crop="{config.data.crop}" '
+      'makes a new image each time: set config.data.cache="none"'
+    )
+
+
+def check_or_write(config: config_dict.ConfigDict, path: pathlib.Path) -> None:
+  """Writes the resolved config, or compares it with the one that a run there began with.
+
+  The section `run` may differ, and is written anew.
+
+  Raises:
+    UserError: naming each key that differs and both values.
+  """
+  if path.exists():
+    before, now = flatten(json.loads(path.read_text())), flatten(json.loads(to_json(config)))
+    differing = [
+      f"config.{key} was {before.get(key)!r} and is {now.get(key)!r}"
+      for key in sorted(before.keys() | now.keys())
+      if not key.startswith(f"{FREE_SECTION}.") and before.get(key) != now.get(key)
+    ]
+    if differing:
+      raise UserError(
+        f"{path} is the config of another run: {'; '.join(differing)}. Repeat the settings that it "
+        f"began with, or give a new --workdir. Only config.{FREE_SECTION}.* may change in a run"
+      )
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_suffix(".partial")
+  partial.write_text(to_json(config))
+  partial.replace(path)
+
+
+def to_json(config: config_dict.ConfigDict) -> str:
+  """The resolved config as an indented JSON object, its sections as in `base`."""
+  return config.to_json_best_effort(indent=2) + "\n"
+
+
+def from_json(path: pathlib.Path) -> config_dict.ConfigDict:
+  """Reads what `check_or_write` wrote.
+
+  Raises:
+    UserError: if the file is missing or is no such config.
+  """
+  config = base()
+  try:
+    config.update(json.loads(path.read_text()))
+  except FileNotFoundError:
+    raise UserError(f"{path} does not exist: --workdir has to be that of a run") from None
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise UserError(f"{path} is not the config of a run: {error}") from None
+  if flatten(config).keys() != flatten(base()).keys():
+    raise UserError(f"{path} is not the config of a run: a section is missing")
+  return config

@@ -1,0 +1,99 @@
+"""Depthwise convolution: stride 1, SAME padding, one kernel per channel.
+
+`depthwise_conv` takes (batch, height, width, channels) maps, `depthwise_conv_cbhw` channel-major ones, which spares
+the two transposes that the CPU backend otherwise needs. Both have their own derivative, so that the forward pass, the
+input gradient and the kernel gradient each use what is fastest for them; both work under `jit`, `vmap`, `grad`,
+`shard_map` and `jax.export`. Forward-mode differentiation (`jvp`) raises JAX's `TypeError` for custom derivatives.
+
+Dimension letters: b batch, h height, w width, c channels.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+from jax import Array, lax
+import jax.numpy as jnp
+
+from convmixer_jax.depthwise import taps, xla
+
+# A backend is a module with forward(x, kernel, layout) -> y and backward(x, kernel, y_grad, layout) -> (x_grad,
+# kernel_grad). A new one, for instance a GPU kernel, is one file, one line here and one in `_on_platform`.
+_BACKENDS = {"taps": taps, "xla": xla}
+
+
+def depthwise_conv(x_bhwc: Array, kernel_hwc: Array, *, implementation: str | None = None) -> Array:
+  """Returns the (b, h, w, c) map in which every channel of `x_bhwc` is correlated with its own kernel.
+
+  Args:
+    x_bhwc: maps, float32 or bfloat16. Sums are taken in float32; the result has this dtype.
+    kernel_hwc: (kernel height, kernel width, c), float32 or bfloat16, any size from 1. An even kernel has its extra
+      row and column of padding at the bottom and right, as in PyTorch's and XLA's SAME.
+    implementation: 'taps' (fast on CPU), 'xla' (`lax.conv_general_dilated`, the reference), or None: 'taps' where
+      the computation is lowered for CPU and 'xla' elsewhere.
+
+  Raises:
+    TypeError: a dtype other than float32 and bfloat16.
+    ValueError: a wrong rank, an empty kernel, different channel counts, or an unknown implementation.
+  """
+  return _checked_conv("x_bhwc", x_bhwc, kernel_hwc, implementation)
+
+
+def depthwise_conv_cbhw(
+  x_cbhw: Array, kernel_hwc: Array, *, implementation: str | None = None
+) -> Array:
+  """`depthwise_conv` for channel-major (c, b, h, w) maps; the kernel stays (kernel height, kernel width, c)."""
+  return _checked_conv("x_cbhw", x_cbhw, kernel_hwc, implementation)
+
+
+def _checked_conv(name: str, x: Array, kernel: Array, implementation: str | None) -> Array:
+  layout = name[2:]
+  for label, value, rank in ((name, x, 4), ("kernel_hwc", kernel, 3)):
+    if jnp.ndim(value) != rank:
+      raise ValueError(f"{label} must have {rank} dimensions, got shape {jnp.shape(value)}")
+    if jnp.result_type(value) not in (jnp.float32, jnp.bfloat16):
+      raise TypeError(f"{label} must be float32 or bfloat16, got {jnp.result_type(value)}")
+  channels = jnp.shape(x)[layout.index("c")]
+  if kernel.shape[2] != channels:
+    raise ValueError(
+      f"kernel_hwc must have the {channels} channels of {name}, got shape {kernel.shape}"
+    )
+  if 0 in kernel.shape[:2]:
+    raise ValueError(
+      f"kernel_hwc must have at least one row and one column, got shape {kernel.shape}"
+    )
+  if implementation is not None and implementation not in _BACKENDS:
+    raise ValueError(
+      f"implementation must be None or one of {sorted(_BACKENDS)}, got {implementation!r}"
+    )
+  return _conv(jnp.asarray(x), jnp.asarray(kernel), layout, implementation)
+
+
+def _on_platform(function: str, implementation: str | None, layout: str, *args: Array) -> Any:
+  """Calls `function` of the named backend, or of the one for the platform that the caller is lowered for."""
+  call = {
+    name: partial(getattr(backend, function), layout=layout) for name, backend in _BACKENDS.items()
+  }
+  if implementation is not None:
+    return call[implementation](*args)
+  return lax.platform_dependent(*args, cpu=call["taps"], default=call["xla"])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv(x: Array, kernel: Array, layout: str, implementation: str | None) -> Array:
+  return _on_platform("forward", implementation, layout, x, kernel)
+
+
+def _conv_forward(
+  x: Array, kernel: Array, layout: str, implementation: str | None
+) -> tuple[Array, tuple]:
+  return _conv(x, kernel, layout, implementation), (x, kernel)
+
+
+def _conv_backward(
+  layout: str, implementation: str | None, residuals: tuple, y_grad: Array
+) -> tuple[Array, Array]:
+  return _on_platform("backward", implementation, layout, *residuals, y_grad)
+
+
+_conv.defvjp(_conv_forward, _conv_backward)

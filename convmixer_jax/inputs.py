@@ -1,0 +1,79 @@
+"""From a config to the batches of one split on the mesh, with every check of the data."""
+
+import dataclasses
+import logging
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import config_dict
+
+from convmixer_jax import data
+from convmixer_jax import mesh as mesh_lib
+from convmixer_jax.errors import UserError
+from convmixer_jax.source import open_source
+
+_log = logging.getLogger(__name__)
+
+
+def open_split(
+  config: config_dict.ConfigDict, mesh: Mesh, *, train: bool
+) -> tuple[data.Batches, mesh_lib.Feed]:
+  """The batches of `config.data.train_split` or `eval_split`, and what puts them on the mesh.
+
+  Raises:
+    UserError: if the data are missing, or do not fit the rest of the config.
+  """
+  c = config.data
+  source = open_source(c.dataset, c.train_split if train else c.eval_split, c.data_dir)
+  if len(source.class_names) != config.model.num_classes:
+    raise UserError(
+      f"config.model.num_classes is {config.model.num_classes}, but {c.dataset} has "
+      f"{len(source.class_names)} classes: set --config.model.num_classes={len(source.class_names)}"
+    )
+  if source.channels != len(config.augment.mean):
+    raise UserError(
+      f"config.augment.mean={config.augment.mean} and config.augment.std={config.augment.std} are "
+      f"of {len(config.augment.mean)} channels, but {c.dataset} has {source.channels}"
+    )
+  batches = data.Batches(
+    source,
+    data.Preprocess(c.image_size, c.crop, c.crop_scale, c.crop_ratio, c.eval_crop_fraction),
+    c.batch_size if train else c.eval_batch_size,
+    train,
+    config.seed,
+    c.drop_remainder,
+    jax.process_index(),
+    jax.process_count(),
+  )
+  _check_sizes(batches, mesh, "batch_size" if train else "eval_batch_size")
+  image, _ = source.read([0])[0]
+  batches.preprocess(image, source.channels, None)  # an error before all the others decode
+  if c.cache == "none":
+    return batches, mesh_lib.Feed(mesh)
+  _log.info("decoding %d images of %s into memory", len(source), c.dataset)
+  resident = data.in_memory(source, batches.preprocess)
+  on_device = c.cache == "device" and mesh_lib.fits(mesh, resident)
+  batches = dataclasses.replace(batches, source=resident, index_only=on_device)
+  return batches, mesh_lib.Feed(mesh, resident if on_device else None)
+
+
+def _check_sizes(batches: data.Batches, mesh: Mesh, key: str) -> None:
+  size, devices, examples = batches.batch_size, mesh.size, len(batches.source)
+  if size % devices:
+    raise UserError(
+      f"config.data.{key} is {size}, which {devices} devices cannot share: set it to a multiple "
+      f"of {devices}"
+    )
+  if not batches.train:
+    return
+  if size > examples and batches.drop_remainder:
+    raise UserError(
+      f"config.data.{key} is {size}, but there are only {examples} training examples: set at most "
+      f"{examples // devices * devices}"
+    )
+  rest = examples % size
+  if rest % devices and not batches.drop_remainder:
+    raise UserError(
+      f"config.data.{key} is {size}, which leaves a last batch of {rest} that {devices} devices "
+      "cannot share: set config.data.drop_remainder=True or another batch size"
+    )

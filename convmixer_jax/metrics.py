@@ -1,0 +1,108 @@
+"""The loss, and what is counted of a batch."""
+
+from collections.abc import Callable
+import math
+import time
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Sums = dict[str, jax.Array]
+
+
+def cross_entropy(logits_bk: jax.Array, label_b: jax.Array) -> jax.Array:
+  """Cross-entropy of each example, [b] float32, in nats."""
+  return optax.softmax_cross_entropy_with_integer_labels(logits_bk, label_b)
+
+
+def sums(logits_bk: jax.Array, label_b: jax.Array, mask_b: jax.Array) -> Sums:
+  """Sums over the examples whose mask is 1; `averages` divides them by their "count".
+
+  "top5_accuracy" is among them where there are more than five classes. An
+  example is right if no other class scores higher than its own, ties going to
+  the lower class.
+  """
+  rank_b = (logits_bk > jnp.take_along_axis(logits_bk, label_b[:, None], 1)).sum(-1)
+  result = {
+    "loss": cross_entropy(logits_bk, label_b),
+    "accuracy": (logits_bk.argmax(-1) == label_b).astype(jnp.float32),
+    "count": jnp.ones_like(mask_b),
+  }
+  if logits_bk.shape[-1] > 5:
+    result["top5_accuracy"] = (rank_b < 5).astype(jnp.float32)
+  return {name: (value_b * mask_b).sum() for name, value_b in result.items()}
+
+
+def averages(totals: dict[str, float]) -> dict[str, float]:
+  """Each sum over "count", which is left out; the loss comes first."""
+  names = sorted(totals.keys() - {"count"}, key=lambda name: (name != "loss", name))
+  return {name: totals[name] / totals["count"] for name in names}
+
+
+class NonFiniteError(ArithmeticError):
+  """The loss or the gradient of a step is infinite or not a number."""
+
+
+class Meter:
+  """Training metrics, each step's fetched from the device while the next one runs.
+
+  Args:
+    every: a line is due at each multiple of so many steps. It has the averages
+      since the line before (in a resumed run: since the resumption), the last
+      step's learning rate and gradient norm, and images per second without
+      compilation and evaluation.
+    write: called with the step and the values of a line.
+  """
+
+  def __init__(self, every: int, write: Callable[[int, dict[str, float]], None]):
+    self._every, self._write = every, write
+    self._pending: tuple[int, dict[str, jax.Array]] | None = None
+    self._totals: dict[str, float] = {}
+    self._seconds = self._timed_images = 0.0
+    self._is_compiled = False
+    self._clock = time.perf_counter()
+
+  def add(self, step: int, values: dict[str, jax.Array]) -> None:
+    """Takes a step's values as they are under way, and fetches those of the step before.
+
+    Args:
+      step: its number.
+      values: `sums`, and "learning_rate" and "grad_norm".
+
+    Raises:
+      NonFiniteError: if loss or gradient norm of the step before are not finite.
+    """
+    before, self._pending = self._pending, (step, values)
+    if before is not None:
+      self._take(*before)
+
+  def settle(self) -> None:
+    """Waits for the last step; raises as `add` does."""
+    if self._pending is not None:
+      self._take(*self._pending)
+      self._pending = None
+
+  def restart_clock(self) -> None:
+    """Leaves out the time since the last step, in which something else was done."""
+    self._clock = time.perf_counter()
+
+  def _take(self, step: int, values: dict[str, jax.Array]) -> None:
+    host = {name: float(value) for name, value in jax.device_get(values).items()}
+    last = {name: host.pop(name) for name in ("learning_rate", "grad_norm")}
+    if not math.isfinite(host["loss"]) or not math.isfinite(last["grad_norm"]):
+      raise NonFiniteError(
+        f"step {step}: the loss is {host['loss'] / host['count']}, the norm of the gradient "
+        f"{last['grad_norm']}"
+      )
+    self._totals = {name: self._totals.get(name, 0.0) + value for name, value in host.items()}
+    is_due = step % self._every == 0
+    now = time.perf_counter()
+    if self._is_compiled or is_due:
+      self._seconds += now - self._clock
+      self._timed_images += host["count"]
+    self._is_compiled, self._clock = True, now
+    if is_due:
+      rate = {"images_per_sec": round(self._timed_images / self._seconds, 2)}
+      self._write(step, averages(self._totals) | last | rate)
+      self._totals, self._seconds, self._timed_images = {}, 0.0, 0.0

@@ -1,0 +1,180 @@
+"""Where examples come from: scikit-learn's digits, TFDS records, or a directory of images.
+
+A source gives the examples of a split as (image, label): the image is an encoded
+JPEG or PNG file (bytes), or uint8 pixels [h, w, c] where none was encoded.
+"""
+
+from collections.abc import Iterable, Sequence
+import os
+import pathlib
+from typing import Protocol
+
+import numpy as np
+
+from convmixer_jax.errors import UserError
+
+Example = tuple[bytes | np.ndarray, int]
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
+
+class Source(Protocol):
+  """Random access to the examples of one split; can be pickled for worker processes."""
+
+  @property
+  def class_names(self) -> Sequence[str]:
+    """The names of the labels 0, 1, ..."""
+
+  @property
+  def channels(self) -> int:
+    """Of the decoded images: 1 for grey, 3 for colour."""
+
+  def __len__(self) -> int: ...
+
+  def read(self, indices: Iterable[int]) -> list[Example]:
+    """The examples with these numbers, from 0, in this order."""
+
+
+class ArraySource:
+  """Examples that are in memory: uint8 images [n, h, w, c] and int32 labels [n]."""
+
+  def __init__(self, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str]):
+    self.images, self.labels, self.class_names = images, labels, class_names
+    self.channels = images.shape[-1]
+
+  def __len__(self) -> int:
+    return len(self.images)
+
+  def read(self, indices: Iterable[int]) -> list[Example]:
+    """As in `Source`."""
+    return [(self.images[index], int(self.labels[index])) for index in indices]
+
+
+class TfdsSource:
+  """A split of a dataset that TFDS has prepared as ArrayRecord; needs no TensorFlow."""
+
+  def __init__(self, name: str, split: str, data_dir: str | None):
+    # TFDS is imported here because only this source needs it.
+    import tensorflow_datasets as tfds
+
+    root = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    root = root.expanduser()
+    try:
+      builder = tfds.builder(name, data_dir=root)
+    except (tfds.core.DatasetNotFoundError, ValueError):
+      raise UserError(
+        f'config.data.dataset is "{name}", which is neither "digits", "folder", a dataset of TFDS, '
+        f"nor prepared in {root}; see `python -m convmixer_jax.prepare --help`"
+      ) from None
+    if not builder.info.splits:
+      raise UserError(
+        f"{builder.info.full_name} ({type(builder).__qualname__}) is not prepared: looked in "
+        f"{builder.data_dir}. {_how_to_prepare(name, root)}"
+      )
+    features = builder.info.features
+    if not {"image", "label"} <= set(features):
+      raise UserError(
+        f'config.data.dataset is "{name}", whose features are {", ".join(features)}; '
+        "an image classification dataset has image and label"
+      )
+    try:
+      self._records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    except ValueError:
+      raise UserError(
+        f'a split of config.data is "{split}"; {name} has {", ".join(builder.info.splits)}, and '
+        'slices of them such as "train[:90%]"'
+      ) from None
+    except NotImplementedError:
+      raise UserError(
+        f"{builder.data_dir} holds {builder.info.file_format.value} files, which have no random "
+        f"access. {_how_to_prepare(name, root)}"
+      ) from None
+    self.class_names = features["label"].names
+    self.channels = features["image"].shape[-1] or 3
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def read(self, indices: Iterable[int]) -> list[Example]:
+    """As in `Source`; one request for all of them, which is faster than one for each."""
+    records = self._records.__getitems__([int(index) for index in indices])
+    return [(record["image"], int(record["label"])) for record in records]
+
+
+class FolderSource:
+  """A directory of images, one directory for each class: `root/split/class/name.jpg`."""
+
+  channels = 3
+
+  def __init__(self, root: str | None, split: str):
+    if root is None:
+      raise UserError('config.data.dataset is "folder": set config.data.data_dir to its directory')
+    directory = pathlib.Path(root).expanduser() / split
+    if not directory.is_dir():
+      raise UserError(
+        f"{directory} is not a directory: config.data.data_dir={root} has to hold a directory "
+        f'"{split}" with one directory of images for each class'
+      )
+    self.class_names = sorted(
+      entry.name for entry in directory.iterdir() if entry.is_dir() and entry.name[0] != "."
+    )
+    self._files = [
+      (file, label)
+      for label, name in enumerate(self.class_names)
+      for file in sorted((directory / name).rglob("*"))
+      if file.suffix.lower() in IMAGE_SUFFIXES
+    ]
+    if not self._files:
+      raise UserError(
+        f"{directory} has no {', '.join(IMAGE_SUFFIXES)} files in directories of classes"
+      )
+
+  def __len__(self) -> int:
+    return len(self._files)
+
+  def read(self, indices: Iterable[int]) -> list[Example]:
+    """As in `Source`."""
+    return [(file.read_bytes(), label) for file, label in (self._files[i] for i in indices)]
+
+
+def digits(split: str) -> ArraySource:
+  """The 1,797 handwritten digits, 8x8 grey, that scikit-learn bundles; every fifth is for the test.
+
+  They are shuffled once with a fixed seed before the split, for the file is
+  ordered by writer.
+  """
+  if split not in ("train", "test"):
+    raise UserError(f'a split of config.data is "{split}"; digits has train and test')
+  # scikit-learn is imported here because only this source needs it.
+  from sklearn.datasets import load_digits
+
+  bunch = load_digits()
+  order = np.random.RandomState(0).permutation(len(bunch.images))
+  is_test = np.arange(len(order)) % 5 == 0
+  chosen = order[is_test if split == "test" else ~is_test]
+  images = np.rint(bunch.images[chosen] * (255 / 16)).astype(np.uint8)[..., None]
+  return ArraySource(images, bunch.target[chosen].astype(np.int32), [str(i) for i in range(10)])
+
+
+def open_source(dataset: str, split: str, data_dir: str | None = None) -> Source:
+  """Opens one split of "digits", of "folder" (below `data_dir`), or of a TFDS dataset by name.
+
+  Raises:
+    UserError: if there is no such dataset or split, or it is not prepared; it
+      says where was looked and which command prepares it.
+  """
+  if dataset == "digits":
+    return digits(split)
+  if dataset == "folder":
+    return FolderSource(data_dir, split)
+  return TfdsSource(dataset, split, data_dir)
+
+
+def _how_to_prepare(name: str, root: pathlib.Path) -> str:
+  command = f"python -m convmixer_jax.prepare {name} --data_dir={root}"
+  if name != "imagenet2012":
+    return f"Prepare it with `{command}`, or set config.data.data_dir or $TFDS_DATA_DIR"
+  return (
+    f"Prepare it with `{command} --manual_dir=DIR`, DIR holding ILSVRC2012_img_train.tar and "
+    "ILSVRC2012_img_val.tar from image-net.org, or set config.data.data_dir or $TFDS_DATA_DIR"
+  )

@@ -1,0 +1,56 @@
+"""All that a training run carries from step to step, and its making."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import config_dict
+import optax
+
+from convmixer_jax import mesh as mesh_lib
+from convmixer_jax.model import ConvMixer
+
+
+class TrainState(flax.struct.PyTreeNode):
+  """A pytree: finished steps, variables, optimiser state and the root of all randomness."""
+
+  step: jax.Array
+  params: Any
+  batch_stats: Any
+  opt_state: optax.OptState
+  key: jax.Array
+
+
+def make_model(config: config_dict.ConfigDict) -> ConvMixer:
+  """The ConvMixer of `config.model`."""
+  return ConvMixer(**{**config.model, "dtype": jnp.dtype(config.model.dtype)})
+
+
+def create_state(
+  model: ConvMixer,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh,
+  *,
+  seed: int,
+  image_shape: tuple[int, int, int],
+) -> TrainState:
+  """A fresh state, made on the mesh, each device with a copy.
+
+  Args:
+    model: whose variables are initialised.
+    optimizer: whose state is.
+    mesh: where.
+    seed: of the initialisation and of all later randomness.
+    image_shape: (height, width, channels).
+  """
+
+  def create() -> TrainState:
+    init_key, key = jax.random.split(jax.random.key(seed))
+    variables = model.init(init_key, jnp.zeros((1, *image_shape)))
+    params = variables["params"]
+    step = jnp.zeros((), jnp.int32)
+    return TrainState(step, params, variables["batch_stats"], optimizer.init(params), key)
+
+  return jax.jit(create, out_shardings=mesh_lib.replicated(mesh))()

@@ -1,0 +1,86 @@
+"""A run's metrics: `metrics.jsonl`, TensorBoard events, lines and a bar on the terminal."""
+
+import json
+import pathlib
+import sys
+
+import jax
+import tensorboardX
+import tqdm
+
+
+class Writer:
+  """Writes the metrics of a run; process 0 alone does.
+
+  Args:
+    workdir: holds `metrics.jsonl` and the event files.
+    first_step: lines of later steps are dropped, since a resumed run takes
+      those steps again.
+    total_steps: of the whole run.
+    batch_size: images in a step, for the progress bar.
+  """
+
+  def __init__(self, workdir: pathlib.Path, *, first_step: int, total_steps: int, batch_size: int):
+    self._evaluated: set[int] = set()
+    self._active = jax.process_index() == 0
+    if not self._active:
+      return
+    path = workdir / "metrics.jsonl"
+    kept = [line for line in _read(path) if line["step"] <= first_step]
+    self._evaluated = {line["step"] for line in kept if line["split"] != "train"}
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    partial.replace(path)
+    self._jsonl = path.open("a", buffering=1)  # each line reaches the file when it is written
+    self._events = tensorboardX.SummaryWriter(str(workdir), purge_step=first_step + 1)
+    self._total_steps, self._batch_size = total_steps, batch_size
+    self._bar = tqdm.tqdm(
+      total=total_steps * batch_size,
+      initial=first_step * batch_size,
+      unit=" images",
+      unit_scale=True,
+      disable=not sys.stderr.isatty(),
+      dynamic_ncols=True,
+    )
+
+  def __enter__(self) -> "Writer":
+    return self
+
+  def __exit__(self, *error) -> None:
+    if self._active:
+      self._bar.close()
+      self._events.close()
+      self._jsonl.close()
+
+  def is_evaluated(self, step: int) -> bool:
+    """Whether an evaluation of this step was written before the run was resumed."""
+    return step in self._evaluated
+
+  def write(self, step: int, epoch: float, split: str, values: dict[str, float]) -> None:
+    """One line of `metrics.jsonl`: {"step", "epoch", "split", and the values}."""
+    if not self._active:
+      return
+    line = {"step": step, "epoch": round(epoch, 4), "split": split, **values}
+    self._jsonl.write(json.dumps(line) + "\n")
+    for name, value in values.items():
+      self._events.add_scalar(f"{split}/{name}", value, step)
+    numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+    text = f"step {step}/{self._total_steps}  epoch {epoch:.2f}  {split}  {numbers}"
+    self._bar.write(text)
+
+  def advance(self) -> None:
+    """Moves the progress bar by one step."""
+    if self._active:
+      self._bar.update(self._batch_size)
+
+
+def _read(path: pathlib.Path) -> list[dict]:
+  """The lines that were written whole; a killed run may have left half of the last one."""
+  lines = path.read_text().splitlines() if path.exists() else []
+  whole = []
+  for line in lines:
+    try:
+      whole.append(json.loads(line))
+    except json.JSONDecodeError:
+      break
+  return whole

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Checks the code and runs the tests: bash launch/test.sh [flags of pytest].
+set -euo pipefail
+source "$(dirname "$0")/venv.sh" test
+"$python" -m ruff check .
+"$python" -m ruff format --check .
+"$python" -m mypy
+exec "$python" -m pytest --numprocesses=2 "$@"

@@ -1,0 +1,27 @@
+# Sourced: makes or reuses a virtual environment with the project and the extras
+# in $1 ("test", "cuda", "test,torch", ...), and sets $python to its interpreter.
+# PYTHON chooses the interpreter to start from, VENV where the environment lies.
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+is_supported() { "$1" -c 'import sys; exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; }
+for base in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+  is_supported "$base" && break
+  base=
+done
+if [ -z "$base" ]; then
+  echo "error: found no Python 3.11, 3.12 or 3.13 among: ${PYTHON:-python3 python3.13 python3.12 python3.11}." \
+    "Install one, or name it with PYTHON=/path/to/python3" >&2
+  exit 1
+fi
+
+venv=${VENV:-.venv}
+python=$venv/bin/python
+is_supported "$python" || "$base" -m venv --clear "$venv"
+# Installed again only when what decides the installation has changed.
+stamp=$(cat pyproject.toml launch/constraints.txt | cksum)
+if [ "$stamp" != "$(cat "$venv/installed.$1" 2>/dev/null)" ]; then
+  echo "installing into $venv" >&2
+  "$python" -m pip install --quiet --disable-pip-version-check --constraint launch/constraints.txt \
+    --editable ".${1:+[$1]}"
+  echo "$stamp" >"$venv/installed.$1"
+fi

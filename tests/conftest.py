@@ -1,0 +1,55 @@
+"""Eight CPU devices, and no silent mistakes."""
+
+import os
+import pathlib
+
+# Before JAX is imported; subprocesses of the tests inherit it. The many runs of
+# the same small models compile once, and not at all the next time.
+os.environ |= {
+  "JAX_PLATFORMS": "cpu",
+  "JAX_NUM_CPU_DEVICES": "8",
+  "JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"),
+  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+}
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+
+from convmixer_jax import prepare
+
+
+@pytest.fixture(autouse=True)
+def strict():
+  """A broadcast between ranks is an error."""
+  with jax.numpy_rank_promotion("raise"):
+    yield
+
+
+@pytest.fixture
+def configs():
+  """The directory of the config files."""
+  return pathlib.Path(__file__).parents[1] / "configs"
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory):
+  """`train/{ant,bee}` with five JPEGs of 40x40 pixels each, `test/{ant,bee}` with two."""
+  root = tmp_path_factory.mktemp("photos")
+  random = np.random.RandomState(0)
+  for split, count in (("train", 5), ("test", 2)):
+    for name in ("ant", "bee"):
+      (root / split / name).mkdir(parents=True)
+      for i in range(count):
+        pixels = np.kron(random.randint(0, 256, (5, 5, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+        PIL.Image.fromarray(pixels).save(root / split / name / f"{i}.jpg", quality=95)
+  return root
+
+
+@pytest.fixture(scope="session")
+def tfds_dir(tmp_path_factory, image_folder):
+  """A directory where `image_folder` is prepared as TFDS dataset "ants_and_bees"."""
+  root = tmp_path_factory.mktemp("tfds")
+  prepare.prepare("folder", data_dir=str(root), manual_dir=str(image_folder), name="ants_and_bees")
+  return root

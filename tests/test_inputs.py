@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+
+from convmixer_jax import config as config_lib
+from convmixer_jax import mesh as mesh_lib
+from convmixer_jax.errors import UserError
+from convmixer_jax.inputs import open_split
+
+
+@pytest.fixture
+def config(configs):
+  return config_lib.read(configs / "digits.py")
+
+
+@pytest.mark.parametrize(
+  ("settings", "message"),
+  [
+    (
+      {"model.num_classes": 9},
+      r"num_classes is 9, but digits has 10 .*--config.model.num_classes=10",
+    ),
+    ({"augment.mean": (0.5,) * 3}, r"are of 3 channels, but digits has 1"),
+    ({"data.batch_size": 100}, r"config.data.batch_size is 100, which 8 devices .* multiple of 8"),
+    ({"data.batch_size": 1440}, r"only 1437 training examples: set at most 1432"),
+    ({"data.drop_remainder": False}, r"a last batch of 29 that 8 devices .*drop_remainder=True"),
+    ({"data.image_size": 16}, r"an image has 8x8 pixels .*config.data.image_size is 16"),
+    ({"data.train_split": "all"}, r'"all"; digits has train and test'),
+    ({"data.dataset": "digit"}, r'config.data.dataset is "digit"'),
+  ],
+)
+def test_data_that_do_not_fit_are_refused(config, settings, message):
+  config.update_from_flattened_dict(settings)
+  with pytest.raises(UserError, match=message):
+    open_split(config, mesh_lib.make_mesh(), train=True)
+
+
+def test_evaluation_batches_have_to_be_shared_too(config):
+  config.data.eval_batch_size = 361
+  with pytest.raises(UserError, match=r"config.data.eval_batch_size is 361"):
+    open_split(config, mesh_lib.make_mesh(), train=False)
+
+
+@pytest.mark.parametrize("cache", ["none", "host", "device"])
+def test_batches_are_the_same_wherever_the_images_lie(tfds_dir, config, cache):
+  config.data.update(dataset="ants_and_bees", data_dir=str(tfds_dir), image_size=40, batch_size=8)
+  config.model.num_classes = 2
+  config.augment.update(mean=(0.5,) * 3, std=(0.2,) * 3)
+  mesh = mesh_lib.make_mesh()
+  config.data.cache = "none"
+  expected, _ = open_split(config, mesh, train=True)
+  config.data.cache = cache
+  batches, feed = open_split(config, mesh, train=True)
+  assert batches.index_only == (cache == "device")
+  found = feed(next(batches.iterate(1, 2)))
+  assert set(found) == {"image", "label", "mask"}
+  for name, values in expected[1].items():
+    np.testing.assert_array_equal(found[name], values)

@@ -1,0 +1,89 @@
+"""The command as users type it, in a process of its own."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+SMALL = (
+  "--config.model.dim=8",
+  "--config.model.depth=1",
+  "--config.model.patch_size=2",
+  "--config.data.eval_batch_size=360",
+)
+
+
+def main(*arguments, devices=8):
+  command = [sys.executable, "-m", "convmixer_jax.main", *arguments]
+  environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
+  return subprocess.run(
+    command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+  )
+
+
+def test_digits_from_start_to_evaluation(tmp_path):
+  """The default config as it stands reaches 98 %; an evaluation finds its result again."""
+  run = main(f"--workdir={tmp_path}", devices=1)
+  assert run.returncode == 0, run.stderr
+  last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+  assert last["split"] == "test"
+  assert last["accuracy"] >= 0.98
+  assert f"accuracy {last['accuracy']:.4g}" in run.stdout
+  evaluation = main("--mode=eval", f"--workdir={tmp_path}")
+  assert evaluation.returncode == 0, evaluation.stderr
+  found = json.loads(evaluation.stdout)
+  assert found == {key: last[key] for key in found}
+  assert found["num_examples"] == 360
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["--config.optimizer.learning_rat=1"], 'learning_rat\'. Did you mean "learning_rate"'),
+    (["--config.nonsense.x=1"], "nonsense"),
+    (["--config.model.dim=wide"], "flag --config.model.dim=wide: invalid literal for int()"),
+    (["--config=configs/none.py"], "--config=configs/none.py is not a file"),
+    (["--config.data.batch_size=100"], "config.data.batch_size is 100, which 8 devices"),
+    (["--config.model.patch_size=3"], "config.model.patch_size is 3, which does not divide"),
+    (["--config.data.dataset=cifar11"], 'config.data.dataset is "cifar11"'),
+    (["--config.data.eval_split=dev"], '"dev"; digits has train and test'),
+    (["--mode=eval"], "config.json does not exist: --workdir has to be that of a run"),
+    (["train"], "'train' is not a flag"),
+    (["--mode=test"], "flag --mode=test: value should be one of <train|eval>"),
+  ],
+)
+def test_mistakes_get_one_clear_message_before_any_work(tmp_path, arguments, message):
+  config = [a for a in arguments if a.startswith("--config=")]
+  rest = [a for a in arguments if a not in config]
+  run = main(*config, f"--workdir={tmp_path / 'new'}", *rest)
+  assert run.returncode == 1, run.stderr
+  assert message in run.stderr
+  assert "Traceback" not in run.stderr
+  assert not (tmp_path / "new").exists()
+
+
+def test_settings_that_make_no_sense_together_with_a_finished_run(tmp_path):
+  first = main(f"--workdir={tmp_path}", *SMALL, "--config.run.max_steps=3")
+  assert first.returncode == 0, first.stderr
+  other = main(f"--workdir={tmp_path}", *SMALL, "--config.seed=1", "--config.run.max_steps=3")
+  assert other.returncode == 1
+  assert "config.seed was 0 and is 1" in other.stderr
+  missing = main("--mode=eval", f"--workdir={tmp_path}", "--step=2")
+  assert missing.returncode == 1
+  assert "--step=2 is not in" in missing.stderr
+
+
+def test_importing_the_model_is_light():
+  """It takes no device, and none of what only training needs."""
+  code = (
+    "import sys; from convmixer_jax import ConvMixer;"
+    "from jax._src import xla_bridge;"
+    "heavy = {'orbax', 'grain', 'tensorflow_datasets', 'sklearn', 'absl.app', 'tensorboardX'};"
+    "print(xla_bridge.backends_are_initialized(), heavy & set(sys.modules))"
+  )
+  run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+  assert run.stdout.strip() == "False set()", run.stderr

@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+
+from convmixer_jax.metrics import Meter, NonFiniteError, averages, sums
+
+LOGITS = np.float32([[0, 1, 2, 3, 4, 5, 6], [9, 8, 7, 6, 5, 4, 3], [1, 0, 0, 0, 0, 0, 2]])
+
+
+def test_sums_leave_masked_examples_out():
+  label, mask = np.int32([6, 4, 0]), np.float32([1, 1, 0])
+  found = averages({name: float(x) for name, x in sums(LOGITS, label, mask).items()})
+  log_total = np.log(np.exp(LOGITS.astype(np.float64)).sum(1))
+  losses = log_total - LOGITS[np.arange(3), label]
+  np.testing.assert_allclose(found["loss"], losses[:2].mean(), rtol=1e-6)
+  assert found["accuracy"] == 0.5  # the first alone
+  assert found["top5_accuracy"] == 1.0  # class 4 is the second's fifth
+  assert float(sums(LOGITS, label, mask)["count"]) == 2
+
+
+@pytest.mark.parametrize(("label", "is_in_top5"), [(0, 1.0), (4, 1.0), (5, 0.0), (6, 0.0)])
+def test_top5(label, is_in_top5):
+  found = sums(LOGITS[1:2], np.int32([label]), np.ones(1, np.float32))
+  assert float(found["top5_accuracy"]) == is_in_top5
+
+
+def test_no_top5_for_five_classes():
+  found = sums(LOGITS[:, :5], np.int32([0, 0, 0]), np.ones(3, np.float32))
+  assert set(found) == {"loss", "accuracy", "count"}
+
+
+def values(loss, norm=1.0):
+  return {"loss": loss, "count": 2.0, "learning_rate": 0.1 * loss, "grad_norm": norm}
+
+
+def test_meter_averages_between_lines_and_is_one_step_late():
+  lines = []
+  meter = Meter(2, lambda step, line: lines.append((step, line)))
+  for step in (1, 2, 3):
+    meter.add(step, values(float(step)))
+    assert len(lines) == (step >= 3)
+  meter.settle()
+  assert len(lines) == 1
+  meter.add(4, values(4.0))
+  meter.settle()
+  assert [step for step, _ in lines] == [2, 4]
+  assert lines[0][1]["loss"] == (1 + 2) / 4
+  assert lines[1][1]["loss"] == (3 + 4) / 4
+  assert lines[1][1]["learning_rate"] == 0.4
+  assert lines[1][1]["images_per_sec"] > 0
+
+
+@pytest.mark.parametrize("bad", [values(np.nan), values(np.inf), values(1.0, norm=np.nan)])
+def test_meter_stops_at_what_is_not_finite(bad):
+  meter = Meter(10, lambda step, line: None)
+  meter.add(1, values(1.0))
+  meter.add(2, bad)
+  with pytest.raises(NonFiniteError, match="step 2: the loss is"):
+    meter.add(3, values(1.0))

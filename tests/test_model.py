@@ -1,0 +1,153 @@
+import pathlib
+
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from convmixer_jax import ConvMixer
+from convmixer_jax.metrics import cross_entropy
+from convmixer_jax.model import torch_uniform
+
+GOLDEN = pathlib.Path(__file__).with_name("golden")
+MODELS = {
+  "gelu_odd": ConvMixer(12, 2, 5, 2, 7),
+  "relu_odd": ConvMixer(12, 2, 3, 2, 7, "relu"),
+  "gelu_even": ConvMixer(12, 2, 4, 1, 7),
+}
+
+
+def load(name):
+  """The image, label and outputs, and the trees "before", "after", "gradient"."""
+  arrays = dict(np.load(GOLDEN / f"logits_{name}.npz"))
+  tree = traverse_util.unflatten_dict({tuple(key.split("/")): v for key, v in arrays.items()})
+  return tree
+
+
+def assert_trees_close(ours, theirs, tolerance):
+  assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+  for (path, a), b in zip(
+    jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True
+  ):
+    np.testing.assert_allclose(
+      a, b, rtol=tolerance, atol=tolerance, err_msg=jax.tree_util.keystr(path)
+    )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_evaluation_logits_are_pytorchs(name):
+  golden = load(name)
+  logits = MODELS[name].apply(golden["before"], golden["image"])
+  np.testing.assert_allclose(logits, golden["eval_logits"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_training_logits_statistics_and_gradients_are_pytorchs(name):
+  golden = load(name)
+
+  def loss_fn(params):
+    variables = {**golden["before"], "params": params}
+    logits, updated = MODELS[name].apply(
+      variables, golden["image"], train=True, mutable=["batch_stats"]
+    )
+    return cross_entropy(logits, golden["label"]).mean(), (logits, updated)
+
+  gradient, (logits, updated) = jax.grad(loss_fn, has_aux=True)(golden["before"]["params"])
+  np.testing.assert_allclose(logits, golden["train_logits"], rtol=1e-5, atol=1e-5)
+  assert_trees_close(updated, golden["after"], 1e-6)  # the unbiased variance among them
+  assert_trees_close({"params": gradient}, golden["gradient"], 2e-5)
+
+
+# dim, depth, kernel, patch, classes and trainable parameters, as instantiated in PyTorch and timm.
+COUNTS = [
+  (1536, 20, 9, 7, 1000, 51_625_960),
+  (768, 32, 7, 7, 1000, 21_110_248),
+  (1024, 20, 9, 14, 1000, 24_383_464),
+  (256, 8, 5, 2, 10, 594_186),
+  (256, 8, 9, 1, 10, 706_570),
+  (128, 4, 8, 1, 10, 103_434),
+  (128, 8, 8, 1, 10, 204_810),
+  (128, 12, 8, 1, 10, 306_186),
+  (128, 8, 7, 2, 10, 190_602),
+  (256, 4, 8, 1, 10, 337_930),
+  (256, 8, 8, 1, 10, 671_754),
+  (256, 12, 8, 1, 10, 1_005_578),
+  (256, 8, 7, 2, 10, 643_338),
+  (256, 16, 8, 1, 10, 1_339_402),
+  (512, 12, 8, 7, 1000, 4_165_608),
+  (512, 16, 8, 7, 1000, 5_357_544),
+  (1024, 12, 8, 7, 1000, 14_621_672),
+  (1024, 16, 9, 7, 1000, 19_381_224),
+  (1536, 20, 3, 7, 1000, 49_414_120),
+  (1536, 20, 9, 14, 1000, 52_303_336),
+  (1536, 24, 9, 14, 1000, 62_275_048),
+]
+
+
+@pytest.mark.parametrize("row", COUNTS, ids=lambda row: "-".join(map(str, row[:5])))
+def test_parameter_and_statistics_counts(row):
+  *sizes, count = row
+  dim, depth, _, patch, _ = sizes
+  image = jax.ShapeDtypeStruct((1, 2 * patch, 2 * patch, 3), jnp.float32)
+  variables = jax.eval_shape(ConvMixer(*sizes).init, jax.random.key(0), image)
+
+  def total(tree):
+    return sum(x.size for x in jax.tree.leaves(tree))
+
+  assert total(variables["params"]) == count
+  assert total(variables["batch_stats"]) == 2 * dim * (2 * depth + 1)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_features_keep_the_map_and_the_type(dtype):
+  model = ConvMixer(8, 1, 3, 2, dtype=dtype)
+  image = jnp.ones((2, 6, 10, 1))
+  variables = model.init(jax.random.key(0), image)
+  features = model.apply(variables, image, method="features")
+  assert features.shape == (2, 3, 5, 8)
+  assert features.dtype == dtype
+  assert {x.dtype for x in jax.tree.leaves(variables)} == {np.dtype("float32")}
+  assert model.apply(variables, image).dtype == jnp.float32
+
+
+def test_bfloat16_is_close_to_float32():
+  golden = load("gelu_odd")
+  model = MODELS["gelu_odd"].clone(dtype=jnp.bfloat16)
+  logits = model.apply(golden["before"], golden["image"])
+  error = np.abs(logits - golden["eval_logits"]).max() / np.abs(golden["eval_logits"]).max()
+  assert 1e-5 < error < 0.05
+
+
+def test_no_classes_gives_the_pooled_features():
+  golden = load("gelu_odd")
+  model = MODELS["gelu_odd"].clone(num_classes=0)
+  pooled = model.apply(golden["before"], golden["image"])
+  head = golden["before"]["params"]["head"]
+  np.testing.assert_allclose(
+    pooled @ head["kernel"] + head["bias"][None], golden["eval_logits"], rtol=1e-5, atol=1e-5
+  )
+
+
+def test_initialisation_is_pytorchs():
+  values = torch_uniform(25)(jax.random.key(0), (100_000,))
+  assert 0.1999 < np.abs(values).max() <= 0.2
+  np.testing.assert_allclose(values.std(), 0.2 / np.sqrt(3), rtol=0.01)
+  params = ConvMixer(64, 1, 9, 7, 10).init(jax.random.key(0), jnp.zeros((1, 14, 14, 3)))["params"]
+  fan_ins = {"stem": 3 * 49, "head": 64}
+  fan_ins |= {"blocks_0/depthwise": 81, "blocks_0/pointwise": 64}
+  flat = traverse_util.flatten_dict(params, sep="/")
+  for name, fan_in in fan_ins.items():
+    for part in ("kernel", "bias"):
+      largest = np.abs(flat[f"{name}/{part}"]).max() * np.sqrt(fan_in)
+      assert 0.7 < largest <= 1, (name, part)
+
+
+def test_errors_name_what_is_wrong():
+  model = ConvMixer(8, 1, 3, patch_size=4)
+  with pytest.raises(ValueError, match=r"30x32 pixels .* multiples of patch_size=4"):
+    model.init(jax.random.key(0), jnp.zeros((1, 30, 32, 3)))
+  with pytest.raises(ValueError, match=r"\[batch, height, width, channels\]"):
+    model.init(jax.random.key(0), jnp.zeros((32, 32, 3)))
+  with pytest.raises(ValueError, match="'swish'; allowed: gelu, relu"):
+    ConvMixer(8, 1, activation="swish").init(jax.random.key(0), jnp.zeros((1, 14, 14, 3)))

@@ -1,0 +1,85 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from convmixer_jax.optim import clip_by_global_norm, make_optimizer, make_schedule, onecycle
+
+# Learning rates at the end of each epoch in the log of the authors' CIFAR-10 script, run A.
+AUTHORS_LOG = [0.005, 0.010, 0.015, 0.020, 0.025, 0.030, 0.035, 0.040, 0.045, 0.050,
+               0.04525, 0.0405, 0.03575, 0.031, 0.02625, 0.0215, 0.01675, 0.012, 0.00725, 0.0025,
+               0.002, 0.0015, 0.001, 0.0005, 0.0]  # fmt: skip
+
+
+def test_onecycle_is_the_authors():
+  schedule = onecycle(0.05, epochs=25, steps_per_epoch=98)
+  ours = [schedule(98 * (epoch + 1) - 1) for epoch in range(25)]
+  np.testing.assert_allclose(ours, AUTHORS_LOG, rtol=2e-6, atol=1e-9)
+
+
+def test_onecycle_of_the_imagenet_recipe():
+  schedule = jax.jit(onecycle(0.01, epochs=150, steps_per_epoch=2001))
+  np.testing.assert_allclose(schedule(0), 0.01 * 8.329169e-06, rtol=1e-6)
+  np.testing.assert_allclose(schedule(60 * 2001 - 1), 0.01, rtol=1e-6)
+  np.testing.assert_allclose(schedule(120 * 2001 - 1), 0.01 / 20, rtol=1e-5)
+  assert schedule(150 * 2001 - 1) == 0
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_onecycle_of_very_short_runs(epochs):
+  """Knots at 0, 0, 0, 1 fall from peak/20; knots at 0, 0, 1, 2 from the peak."""
+  schedule = onecycle(1.0, epochs, steps_per_epoch=10)
+  expected = {1: 0.05 * 0.9, 2: 1 - 0.95 * 0.1}[epochs]
+  np.testing.assert_allclose(schedule(0), expected, rtol=1e-6)
+  np.testing.assert_allclose(schedule(10 * epochs - 1), 0, atol=1e-7)
+
+
+def test_other_schedules():
+  cosine = make_schedule("cosine", peak=0.4, epochs=10, steps_per_epoch=5, warmup_epochs=2)
+  np.testing.assert_allclose([cosine(0), cosine(5), cosine(10)], [0, 0.2, 0.4], rtol=1e-6)
+  np.testing.assert_allclose(cosine(30), 0.2, rtol=1e-6)
+  np.testing.assert_allclose(cosine(50), 0, atol=1e-8)
+  ours = make_schedule("optax_onecycle", peak=0.4, epochs=10, steps_per_epoch=5)
+  np.testing.assert_allclose([ours(0), ours(15)], [0.4 / 25, 0.4], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("eps", "weight_decay", "expected"),
+  [
+    (1e-3, 2e-5, [0.9900988099009901, 0.9937366416831348, 0.9950930935178015]),
+    (1e-8, 5e-3, [0.9899500009999999, 0.9935615385387988, 0.9948787669889443]),
+  ],
+)
+def test_adamw_is_pytorchs(eps, weight_decay, expected):
+  optimizer = make_optimizer(
+    optax.constant_schedule(0.01), weight_decay=weight_decay, decay="all", eps=eps
+  )
+  params = {"w": jnp.ones((1, 1))}
+  state = optimizer.init(params)
+  for gradient, after in zip([0.1, -0.2, 0.05], expected, strict=True):
+    updates, state = optimizer.update({"w": jnp.full((1, 1), gradient)}, state, params)
+    params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params["w"], [[after]], rtol=2e-7)
+
+
+def test_decay_of_kernels_alone():
+  params = {
+    "conv": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)},
+    "norm": {"scale": jnp.ones(2)},
+  }
+  optimizer = make_optimizer(optax.constant_schedule(0.1), weight_decay=0.5, decay="kernels")
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+  np.testing.assert_allclose(updates["conv"]["kernel"], -0.05, rtol=1e-6)
+  assert not updates["conv"]["bias"].any()
+  assert not updates["norm"]["scale"].any()
+
+
+def test_clipping_is_pytorchs():
+  clip = clip_by_global_norm(1.0)
+  updates, _ = clip.update({"a": jnp.array([3.0]), "b": jnp.array([4.0])}, clip.init(None))
+  np.testing.assert_allclose(updates["a"], [0.599999880000024], rtol=1e-7)
+  np.testing.assert_allclose(updates["b"], [0.799999840000032], rtol=1e-7)
+  small, _ = clip.update({"a": jnp.array([0.3])}, clip.init(None))
+  np.testing.assert_array_equal(small["a"], np.float32([0.3]))

@@ -1,0 +1,93 @@
+import io
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from convmixer_jax.errors import UserError
+from convmixer_jax.source import open_source
+
+
+def test_digits_are_scikit_learns():
+  from sklearn.datasets import load_digits
+
+  train, test = open_source("digits", "train"), open_source("digits", "test")
+  assert (len(train), len(test), train.channels, len(train.class_names)) == (1437, 360, 1, 10)
+  ours = np.concatenate([train.images, test.images])[..., 0].reshape(1797, 64)
+  theirs = np.rint(load_digits().data * 255 / 16).astype(np.uint8)
+  labels = np.concatenate([train.labels, test.labels])
+  ours, theirs = np.c_[ours, labels], np.c_[theirs, load_digits().target]
+  np.testing.assert_array_equal(ours[np.lexsort(ours.T)], theirs[np.lexsort(theirs.T)])
+
+
+def test_folder_gives_files_and_labels_in_order(image_folder):
+  source = open_source("folder", "train", str(image_folder))
+  assert list(source.class_names) == ["ant", "bee"]
+  assert [label for _, label in source.read(range(len(source)))] == [0] * 5 + [1] * 5
+  ((encoded, label),) = source.read([7])
+  assert label == 1
+  assert encoded == sorted((image_folder / "train" / "bee").iterdir())[2].read_bytes()
+
+
+def test_tfds_gives_the_prepared_files(tfds_dir, image_folder):
+  source = open_source("ants_and_bees", "train", str(tfds_dir))
+  assert list(source.class_names) == ["ant", "bee"]
+  files = {file.read_bytes(): file.parent.name for file in image_folder.glob("train/*/*")}
+  assert len(source) == len(files) == 10
+  for encoded, label in source.read(range(10)):
+    assert source.class_names[label] == files.pop(encoded)
+
+
+def test_tfds_slices(tfds_dir):
+  assert len(open_source("ants_and_bees", "train[:30%]", str(tfds_dir))) == 3
+
+
+@pytest.mark.parametrize(
+  ("dataset", "split", "message"),
+  [
+    ("digits", "validation", r'split of config.data is "validation"; digits has train and test'),
+    ("folder", "validation", r'hold a directory "validation" with one directory of images'),
+    ("cifra10", "train", r'config.data.dataset is "cifra10", which is neither .* nor prepared in'),
+    ("ants_and_bees", "validation", r'split of config.data is "validation"; .* has test, train'),
+    ("ants_and_bees", "train[:x]", r'split of config.data is "train\[:x\]"'),
+    (
+      "cifar10",
+      "train",
+      r"cifar10/3.0.2 .* not prepared: looked in {dir}/cifar10/3.0.2.*"
+      r"`python -m convmixer_jax.prepare cifar10 --data_dir={dir}`",
+    ),
+    (
+      "imagenet2012",
+      "train",
+      r"`python -m convmixer_jax.prepare imagenet2012 --data_dir={dir} --manual_dir=DIR`.*"
+      r"ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar",
+    ),
+  ],
+)
+def test_what_is_missing_is_named_with_what_to_do(tfds_dir, dataset, split, message):
+  with pytest.raises(UserError, match=message.format(dir=tfds_dir)):
+    open_source(dataset, split, str(tfds_dir))
+
+
+def test_no_directory_for_folder():
+  with pytest.raises(UserError, match=r"set config\.data\.data_dir"):
+    open_source("folder", "train")
+
+
+def test_tfds_data_dir_is_read_without_tensorflow(tfds_dir):
+  code = (
+    "import sys; from convmixer_jax.source import open_source;"
+    "print(len(open_source('ants_and_bees', 'test')), 'tensorflow' in sys.modules)"
+  )
+  environment = {"TFDS_DATA_DIR": str(tfds_dir), "PATH": "/usr/bin:/bin"}
+  result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+  assert result.stdout.split() == [b"4", b"False"], result.stderr
+
+
+def test_png_and_grey_images_are_read_as_they_are(tmp_path):
+  (tmp_path / "train" / "a").mkdir(parents=True)
+  PIL.Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "train/a/0.png")
+  encoded, _ = open_source("folder", "train", str(tmp_path)).read([0])[0]
+  assert np.asarray(PIL.Image.open(io.BytesIO(encoded)))[1, 0] == 8

@@ -1,0 +1,167 @@
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from convmixer_jax import config as config_lib
+from convmixer_jax import mesh as mesh_lib
+from convmixer_jax.checkpoint import restore
+from convmixer_jax.errors import UserError
+from convmixer_jax.train import Experiment, evaluate_checkpoint, train
+from convmixer_jax.writer import Writer
+
+
+@pytest.fixture
+def config(configs):
+  """Two epochs of 22 steps with a small model, saved at 10, 20, 22, 30, 40 and 44."""
+  config = config_lib.read(configs / "digits.py")
+  config.model.update(dim=8, depth=1, kernel_size=3, patch_size=2)
+  config.run.update(epochs=2, log_every_steps=4, eval_every_epochs=1, checkpoint_every_steps=10)
+  return config
+
+
+def lines(workdir):
+  return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def saved(config, workdir, step=None):
+  return restore(workdir, Experiment(config).fresh_state(), step)
+
+
+def assert_identical(a, b):
+  a, b = a.replace(key=jax.random.key_data(a.key)), b.replace(key=jax.random.key_data(b.key))
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    np.testing.assert_array_equal(x, y)
+
+
+def test_eight_devices_take_the_steps_of_one(config):
+  config.optimizer.learning_rate = 0.001
+
+  def run(devices):
+    experiment = Experiment(config, mesh_lib.make_mesh(devices))
+    state, losses = experiment.fresh_state(), []
+    for batch in experiment.train_batches.iterate(0, 5):
+      state, values = experiment.train_step(state, experiment.train_feed(batch))
+      losses.append(float(values["loss"]) / float(values["count"]))
+    return state, losses
+
+  one, losses_one = run(jax.devices()[:1])
+  eight, losses_eight = run(jax.devices())
+  np.testing.assert_allclose(losses_one, losses_eight, rtol=1e-5)
+  assert losses_one[0] != losses_one[-1]
+  for x, y in zip(
+    jax.tree.leaves(one.batch_stats), jax.tree.leaves(eight.batch_stats), strict=True
+  ):
+    np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+  for x, y in zip(jax.tree.leaves(one.params), jax.tree.leaves(eight.params), strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4)
+
+
+def test_the_first_steps_are_as_they_were(config):
+  """Change these numbers only together with a reason why training should be another one."""
+  config.run.update(epochs=1, log_every_steps=1, max_steps=3)
+  experiment = Experiment(config)
+  state, losses = experiment.fresh_state(), []
+  for batch in experiment.train_batches.iterate(0, 3):
+    state, values = experiment.train_step(state, experiment.train_feed(batch))
+    losses.append(float(values["loss"]) / float(values["count"]))
+  np.testing.assert_allclose(losses, [2.30056, 2.283418, 2.32766], rtol=1e-4)
+
+
+def test_a_run_that_was_cut_ends_as_one_that_was_not(config, tmp_path):
+  assert train(config, tmp_path / "whole") is None
+  for stop in (13, 22, 37, None):
+    config.run.max_steps = stop
+    assert train(config, tmp_path / "cut") is None
+  whole, step = saved(config, tmp_path / "whole")
+  assert step == 44
+  assert_identical(whole, saved(config, tmp_path / "cut")[0])
+
+  def evaluations(name):
+    return [line for line in lines(tmp_path / name) if line["split"] == "test"]
+
+  assert [line for line in evaluations("cut") if line["step"] in (22, 44)] == evaluations("whole")
+  assert [line["step"] for line in evaluations("whole")] == [22, 44]
+  steps = [line["step"] for line in lines(tmp_path / "cut") if line["split"] == "train"]
+  assert steps == list(range(4, 45, 4))
+
+
+def test_the_workdir_holds_what_it_promises(config, tmp_path):
+  config.run.epochs = 1
+  train(config, tmp_path)
+  assert {path.name for path in tmp_path.iterdir() if not path.name.startswith("events.out")} == {
+    "config.json", "metrics.jsonl", "checkpoints"}  # fmt: skip
+  assert list(tmp_path.glob("events.out.tfevents.*"))
+  first, last = lines(tmp_path)[0], lines(tmp_path)[-1]
+  assert set(first) == {"step", "epoch", "split", "loss", "accuracy", "top5_accuracy",
+                        "learning_rate", "grad_norm", "images_per_sec"}  # fmt: skip
+  assert set(last) == {"step", "epoch", "split", "loss", "accuracy", "top5_accuracy",
+                       "num_examples"}  # fmt: skip
+  assert (last["step"], last["epoch"], last["split"], last["num_examples"]) == (22, 1, "test", 360)
+  found = evaluate_checkpoint(config, tmp_path)
+  assert found == {key: last[key] for key in found}
+  assert evaluate_checkpoint(config, tmp_path, step=20)["step"] == 20
+
+
+def test_a_finished_run_has_nothing_left_to_do(config, tmp_path):
+  config.run.max_steps = 4
+  train(config, tmp_path)
+  before = (tmp_path / "metrics.jsonl").read_text()
+  train(config, tmp_path)
+  assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("at", [7, 22])
+def test_a_signal_saves_and_the_run_continues_from_there(config, tmp_path, monkeypatch, signum, at):
+  """At step 22 an evaluation is due, which the resumed run makes up for."""
+  train(config, tmp_path / "whole")
+  advance = Writer.advance
+
+  def signal_before_step_ends(writer):
+    advance(writer)
+    if len(steps := [*steps_taken, None]) == at:
+      os.kill(os.getpid(), signum)
+    steps_taken[:] = steps
+
+  steps_taken = []
+  with monkeypatch.context() as patch:
+    patch.setattr(Writer, "advance", signal_before_step_ends)
+    assert train(config, tmp_path / "stopped") == signum
+  assert saved(config, tmp_path / "stopped")[1] == at
+  assert train(config, tmp_path / "stopped") is None
+  assert_identical(saved(config, tmp_path / "whole")[0], saved(config, tmp_path / "stopped")[0])
+  tests = [
+    [line for line in lines(tmp_path / name) if line["split"] == "test"]
+    for name in ("whole", "stopped")
+  ]
+  assert tests[0] == tests[1]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
+  config.optimizer.update(learning_rate=1e30, clip_norm=1e30)
+  with pytest.raises(UserError) as error:
+    train(config, tmp_path)
+  assert "the loss is" in str(error.value)
+  assert "The last good checkpoint: none, no save was due" in str(error.value)
+  assert "config.optimizer.learning_rate" in str(error.value)
+
+
+def test_another_config_is_refused_before_anything_is_touched(config, tmp_path):
+  config.run.max_steps = 4
+  train(config, tmp_path)
+  before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+  config.model.dim = 16
+  with pytest.raises(UserError, match=r"config.model.dim was 8 and is 16"):
+    train(config, tmp_path)
+  assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_bad_settings_leave_no_workdir(config, tmp_path):
+  config.data.batch_size = 100
+  with pytest.raises(UserError, match="8 devices"):
+    train(config, tmp_path / "new")
+  assert not (tmp_path / "new").exists()

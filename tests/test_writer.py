@@ -1,0 +1,36 @@
+import json
+
+from convmixer_jax.writer import Writer
+
+
+def open_writer(workdir, first_step):
+  return Writer(workdir, first_step=first_step, total_steps=10, batch_size=4)
+
+
+def read(workdir):
+  return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_lines_events_and_plain_text(tmp_path, capsys):
+  with open_writer(tmp_path, 0) as writer:
+    writer.write(2, 0.5, "train", {"loss": 1.25, "accuracy": 0.5})
+    assert read(tmp_path) == [
+      {"step": 2, "epoch": 0.5, "split": "train", "loss": 1.25, "accuracy": 0.5}
+    ]  # before it is closed
+  assert "step 2/10  epoch 0.50  train  loss 1.25  accuracy 0.5" in capsys.readouterr().out
+  assert list(tmp_path.glob("events.out.tfevents.*"))
+
+
+def test_a_resumed_run_takes_its_steps_once(tmp_path):
+  with open_writer(tmp_path, 0) as writer:
+    for step in (2, 4, 6):
+      writer.write(step, step / 4, "train", {"loss": step})
+    writer.write(4, 1, "test", {"loss": 0.5})
+  with (tmp_path / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 8, "ep')  # killed in the middle of a line
+  with open_writer(tmp_path, 4) as writer:
+    assert writer.is_evaluated(4)
+    assert not writer.is_evaluated(2)
+    writer.write(6, 1.5, "train", {"loss": 60})
+  assert [(line["step"], line["split"], line["loss"]) for line in read(tmp_path)] == [
+    (2, "train", 2), (4, "train", 4), (4, "test", 0.5), (6, "train", 60)]  # fmt: skip

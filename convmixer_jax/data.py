@@ -142,27 +142,29 @@ class Batches:
 
   def __getitem__(self, number: int) -> Batch:
     indices = self.indices(number)
-    mask = np.ones(len(indices), np.float32)
-    if not self.train:
-      padding = (0, self.batch_size - len(indices))
-      indices, mask = np.pad(indices, padding), np.pad(mask, padding)
-    share = len(indices) // self.process_count
+    size = len(indices) if self.train else self.batch_size
+    share = size // self.process_count
     rows = range(self.process_index * share, (self.process_index + 1) * share)
-    mine = slice(rows.start, rows.stop)
-    if self.index_only:
-      return {"index": indices[mine].astype(np.int32), "mask": mask[mine]}
+    mine = indices[rows.start : rows.stop]
+    batch = (
+      {"index": mine.astype(np.int32)} if self.index_only else self._examples(number, rows, mine)
+    )
+    batch["mask"] = np.ones(len(mine), np.float32)
+    missing = share - len(mine)
+    return {
+      name: np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)) if missing else x
+      for name, x in batch.items()
+    }
+
+  def _examples(self, number: int, rows: range, indices: np.ndarray) -> Batch:
     if isinstance(self.source, ArraySource):
-      images, labels = self.source.images[indices[mine]], self.source.labels[indices[mine]]
-    else:
-      examples = self.source.read(indices[mine])
-      images = np.stack(
-        [
-          self.preprocess(image, self.source.channels, self._rng(number, row))
-          for row, (image, _) in zip(rows, examples, strict=True)
-        ]
-      )
-      labels = np.array([label for _, label in examples], np.int32)
-    return {"image": images, "label": labels, "mask": mask[mine]}
+      return {"image": self.source.images[indices], "label": self.source.labels[indices]}
+    examples = self.source.read(indices)
+    size = self.preprocess.image_size
+    images = np.empty((len(examples), size, size, self.source.channels), np.uint8)
+    for image, row, (encoded, _) in zip(images, rows, examples, strict=False):
+      image[:] = self.preprocess(encoded, self.source.channels, self._rng(number, row))
+    return {"image": images, "label": np.array([label for _, label in examples], np.int32)}
 
   def _rng(self, number: int, row: int) -> np.random.Generator | None:
     """What decides the random crop of a row in batch `number`."""
@@ -181,7 +183,11 @@ class Batches:
       if not flags.FLAGS.is_parsed():  # Grain's workers take over the flags
         flags.FLAGS.mark_as_parsed()
       batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    return iter(batches)
+    iterator = iter(batches)
+    try:
+      yield from iterator
+    finally:
+      iterator.close()  # ends threads and processes, also when the rest is not wanted
 
 
 def in_memory(source: Source, preprocess: Preprocess) -> ArraySource:

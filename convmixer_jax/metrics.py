@@ -48,15 +48,16 @@ class Meter:
   """Training metrics, each step's fetched from the device while the next one runs.
 
   Args:
-    every: a line is due at each multiple of so many steps. It has the averages
-      since the line before (in a resumed run: since the resumption), the last
-      step's learning rate and gradient norm, and images per second without
-      compilation and evaluation.
+    every: a line is due at each multiple of so many steps, and at the last one.
+      It has the averages since the line before (in a resumed run: since the
+      resumption), its step's learning rate and gradient norm, and images per
+      second without compilation and evaluation.
+    last: the number of the last step.
     write: called with the step and the values of a line.
   """
 
-  def __init__(self, every: int, write: Callable[[int, dict[str, float]], None]):
-    self._every, self._write = every, write
+  def __init__(self, every: int, last: int, write: Callable[[int, dict[str, float]], None]):
+    self._every, self._last, self._write = every, last, write
     self._pending: tuple[int, dict[str, jax.Array]] | None = None
     self._totals: dict[str, float] = {}
     self._seconds = self._timed_images = 0.0
@@ -96,7 +97,7 @@ class Meter:
         f"{last['grad_norm']}"
       )
     self._totals = {name: self._totals.get(name, 0.0) + value for name, value in host.items()}
-    is_due = step % self._every == 0
+    is_due = step % self._every == 0 or step == self._last
     now = time.perf_counter()
     if self._is_compiled or is_due:
       self._seconds += now - self._clock

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 import functools
 import logging
-import math
 import pathlib
 from typing import Any
 
@@ -147,7 +146,8 @@ def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> int | None:
   """
   experiment = Experiment(config)
   run, steps_per_epoch = config.run, experiment.steps_per_epoch
-  last = min(run.max_steps or math.inf, run.epochs * steps_per_epoch)
+  last = run.epochs * steps_per_epoch
+  last = last if run.max_steps is None else min(last, run.max_steps)
   config_lib.check_or_write(config, workdir / "config.json")
   state, first = resume(workdir, experiment.fresh_state())
   with Checkpoints(workdir, run.keep_checkpoints) as checkpoints, Interrupt() as interrupt:
@@ -163,7 +163,7 @@ def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> int | None:
 
       if 0 < first <= last and is_evaluated(first) and not writer.is_evaluated(first):
         write("test", first, experiment.evaluate(state))  # a signal came before it
-      meter = metrics.Meter(run.log_every_steps, functools.partial(write, "train"))
+      meter = metrics.Meter(run.log_every_steps, last, functools.partial(write, "train"))
       batches = experiment.train_batches.iterate(first, last, run.workers)
       try:
         for step, batch in enumerate(batches, start=first + 1):

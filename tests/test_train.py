@@ -86,7 +86,7 @@ def test_a_run_that_was_cut_ends_as_one_that_was_not(config, tmp_path):
   assert [line for line in evaluations("cut") if line["step"] in (22, 44)] == evaluations("whole")
   assert [line["step"] for line in evaluations("whole")] == [22, 44]
   steps = [line["step"] for line in lines(tmp_path / "cut") if line["split"] == "train"]
-  assert steps == list(range(4, 45, 4))
+  assert steps == sorted({*range(4, 45, 4), 13, 22, 37})
 
 
 def test_the_workdir_holds_what_it_promises(config, tmp_path):

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 
 from convmixer_jax import config as config_lib
-from convmixer_jax.checkpoint import restore
+from convmixer_jax.checkpoint import resume
 from convmixer_jax.train import Experiment
 
 SAVE_EVERY = 20
@@ -57,7 +57,7 @@ def wait_for_step(run: subprocess.Popen, workdir: pathlib.Path, step: int) -> No
 def final_state(workdir: pathlib.Path) -> list[np.ndarray]:
   """Everything in the newest checkpoint, the key excepted."""
   config = config_lib.from_json(workdir / "config.json")
-  state, _ = restore(workdir, Experiment(config).fresh_state())
+  state, _ = resume(workdir, Experiment(config).fresh_state())
   return jax.device_get(jax.tree.leaves(state.replace(key=None)))
 
 

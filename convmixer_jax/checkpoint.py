@@ -8,11 +8,13 @@ the number of the next batch.
 import json
 import logging
 import pathlib
+from typing import Any
 
 import jax
 from orbax.checkpoint import args as ocp_args
 from orbax.checkpoint import checkpoint_manager as ocp_manager
 from orbax.checkpoint import checkpoint_managers as ocp_policies
+from orbax.checkpoint import checkpoint_utils
 
 from convmixer_jax.errors import UserError
 from convmixer_jax.state import TrainState
@@ -53,7 +55,7 @@ class Checkpoints:
       accuracy: on the test split, if it was just evaluated.
     """
     items = ocp_args.Composite(
-      state=ocp_args.StandardSave(_with_raw_key(state)),
+      state=ocp_args.PyTreeSave(_as_tree(state)),
       position=ocp_args.JsonSave({"next_batch": step}),
     )
     metrics = None if accuracy is None else {"accuracy": accuracy}
@@ -67,15 +69,17 @@ class Checkpoints:
 
 
 def restore(
-  workdir: pathlib.Path, fresh: TrainState, step: int | None = None
-) -> tuple[TrainState, int]:
-  """A saved state and its position in the data; changes nothing on disk.
+  workdir: pathlib.Path, like: Any, sharding: jax.sharding.Sharding, step: int | None = None
+) -> tuple[Any, int]:
+  """A saved state, or a part of it, and its position in the data; changes nothing on disk.
 
   Args:
     workdir: of the run.
-    fresh: a state of the same shapes; what is read lies on the devices as this does.
-    step: which one; None for the newest that can be read. Newer ones that
-      cannot are named in the log.
+    like: a dictionary of `TrainState`'s fields, all or some, with the shapes and
+      dtypes to read.
+    sharding: where on the devices.
+    step: which checkpoint; None for the newest that can be read. Newer ones
+      that cannot are named in the log.
 
   Raises:
     UserError: if `step`, or every one, is missing or cannot be read.
@@ -92,7 +96,7 @@ def restore(
     for candidate in steps if step is None else [step]:
       try:
         _check_metrics(directory / str(candidate))
-        return _read(manager, candidate, fresh)
+        return _read(manager, candidate, like, sharding)
       except Exception as error:  # whatever the many readers below Orbax raise
         reason = str(error).partition("\n")[0]
         _log.error(
@@ -105,7 +109,7 @@ def restore(
 
 
 def resume(workdir: pathlib.Path, fresh: TrainState) -> tuple[TrainState, int]:
-  """What `restore` finds as the newest, or `fresh` and 0 where nothing was saved yet.
+  """The newest state that can be read, or `fresh` and 0 where nothing was saved yet.
 
   Damaged checkpoints would be in the way of the next saves: they are moved to
   `workdir/unreadable_checkpoints`.
@@ -117,26 +121,29 @@ def resume(workdir: pathlib.Path, fresh: TrainState) -> tuple[TrainState, int]:
   steps = [int(path.name) for path in directory.glob("*") if path.name.isdecimal()]
   if not steps:
     return fresh, 0
-  state, step = restore(workdir, fresh)
+  found, step = restore(workdir, _as_tree(fresh), fresh.step.sharding)
   for other in steps:
     if other > step or not _is_sound(directory / str(other)):
       target = directory.with_name("unreadable_checkpoints") / str(other)
       target.parent.mkdir(exist_ok=True)
       (directory / str(other)).rename(target)
       _log.warning("moved the damaged checkpoint of step %d to %s", other, target)
-  return state, step
+  # A list of tuples was saved; the optimiser's own types come back here.
+  state = jax.tree.unflatten(jax.tree.structure(_as_tree(fresh)), jax.tree.leaves(found))
+  return TrainState(**{**state, "key": jax.random.wrap_key_data(state["key"])}), step
 
 
 def _read(
-  manager: ocp_manager.CheckpointManager, step: int, fresh: TrainState
-) -> tuple[TrainState, int]:
-  like = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _with_raw_key(fresh)
+  manager: ocp_manager.CheckpointManager, step: int, like: Any, sharding: jax.sharding.Sharding
+) -> tuple[Any, int]:
+  like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
+  restore_args = checkpoint_utils.construct_restore_args(like)
+  items = ocp_args.Composite(
+    state=ocp_args.PyTreeRestore(like, restore_args=restore_args, partial_restore=True),
+    position=ocp_args.JsonRestore(),
   )
-  items = ocp_args.Composite(state=ocp_args.StandardRestore(like), position=ocp_args.JsonRestore())
   found = manager.restore(step, args=items)
-  state = found.state.replace(key=jax.random.wrap_key_data(found.state.key))
-  return state, found.position["next_batch"]
+  return found.state, found.position["next_batch"]
 
 
 def _check_metrics(checkpoint: pathlib.Path) -> None:
@@ -162,6 +169,6 @@ def _directory(workdir: pathlib.Path) -> pathlib.Path:
   return (workdir / "checkpoints").absolute()
 
 
-def _with_raw_key(state: TrainState) -> TrainState:
-  """With the random key as plain numbers, which every version of Orbax can save."""
-  return state.replace(key=jax.random.key_data(state.key))
+def _as_tree(state: TrainState) -> dict[str, Any]:
+  """The fields by name; the random key as plain numbers, which every version of Orbax can save."""
+  return {**vars(state), "key": jax.random.key_data(state.key)}

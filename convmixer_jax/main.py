@@ -71,15 +71,16 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise UserError(f"{argv[1]!r} is not a flag: flags begin with --")
   # JAX is imported after the flags are known to be right, and not by data workers.
-  from convmixer_jax import train
+  from convmixer_jax.evaluate import evaluate_checkpoint
+  from convmixer_jax.train import train
 
   options = flags.FLAGS
   name = pathlib.Path(config_flags.get_config_filename(options["config"])).stem
   workdir = pathlib.Path(options.workdir or pathlib.Path("runs") / name).expanduser()
   config = read_config(workdir)
   if options.mode == "eval":
-    print(json.dumps(train.evaluate_checkpoint(config, workdir, options.step)))
-  elif signum := train.train(config, workdir):
+    print(json.dumps(evaluate_checkpoint(config, workdir, options.step)))
+  elif signum := train(config, workdir):
     sys.exit(128 + signum)
 
 

@@ -14,13 +14,13 @@ import optax
 from convmixer_jax import augment, inputs, metrics
 from convmixer_jax import config as config_lib
 from convmixer_jax import mesh as mesh_lib
-from convmixer_jax.checkpoint import Checkpoints, restore, resume
+from convmixer_jax.checkpoint import Checkpoints, resume
 from convmixer_jax.errors import UserError
-from convmixer_jax.evaluate import evaluate, make_eval_step
+from convmixer_jax.evaluate import Evaluator
 from convmixer_jax.interrupt import Interrupt
 from convmixer_jax.model import ConvMixer
 from convmixer_jax.optim import make_optimizer, make_schedule
-from convmixer_jax.state import TrainState, create_state, make_model
+from convmixer_jax.state import TrainState, create_state
 from convmixer_jax.writer import Writer
 
 _log = logging.getLogger(__name__)
@@ -82,13 +82,16 @@ class Experiment:
     config_lib.validate(config)
     self.config = config
     self.mesh = mesh or mesh_lib.make_mesh()
-    self.eval_batches, self.eval_feed = inputs.open_split(config, self.mesh, train=False)
-    self.train_batches, self.train_feed = inputs.open_split(config, self.mesh, train=True)
-    classes = (self.train_batches.source.class_names, self.eval_batches.source.class_names)
-    if list(classes[0]) != list(classes[1]):
-      raise UserError(f"training and evaluation split have different classes: {classes}")
-    self.steps_per_epoch = len(self.train_batches)
-    self.model = make_model(config)
+    self.evaluator = Evaluator(config, self.mesh)
+    self.model = self.evaluator.model
+    self.batches, self.feed = inputs.open_split(config, self.mesh, train=True)
+    classes = [list(b.source.class_names) for b in (self.batches, self.evaluator.batches)]
+    if classes[0] != classes[1]:
+      raise UserError(
+        f"the classes of config.data.train_split, {classes[0]}, are not those of "
+        f"config.data.eval_split, {classes[1]}"
+      )
+    self.steps_per_epoch = len(self.batches)
     self.schedule = make_schedule(
       config.schedule.name,
       peak=config.optimizer.learning_rate,
@@ -98,8 +101,6 @@ class Experiment:
     )
     settings = {name: value for name, value in config.optimizer.items() if name != "learning_rate"}
     self.optimizer = make_optimizer(self.schedule, **settings)
-    mean, std = config.augment.mean, config.augment.std
-    self.eval_step = make_eval_step(self.model, self.mesh, mean, std)
     self.train_step = jax.jit(
       functools.partial(
         train_step,
@@ -120,14 +121,12 @@ class Experiment:
       self.optimizer,
       self.mesh,
       seed=self.config.seed,
-      image_shape=(size, size, self.train_batches.source.channels),
+      image_shape=(size, size, self.batches.source.channels),
     )
 
   def evaluate(self, state: TrainState) -> dict[str, float]:
     """Metrics of the whole evaluation split."""
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    workers = self.config.run.workers
-    return evaluate(self.eval_step, variables, self.eval_batches, self.eval_feed, workers)
+    return self.evaluator({"params": state.params, "batch_stats": state.batch_stats})
 
 
 def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> int | None:
@@ -162,12 +161,12 @@ def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> int | None:
         return step == last or step % (run.eval_every_epochs * steps_per_epoch) == 0
 
       if 0 < first <= last and is_evaluated(first) and not writer.is_evaluated(first):
-        write("test", first, experiment.evaluate(state))  # a signal came before it
+        write("eval", first, experiment.evaluate(state))  # a signal came before it
       meter = metrics.Meter(run.log_every_steps, last, functools.partial(write, "train"))
-      batches = experiment.train_batches.iterate(first, last, run.workers)
+      batches = experiment.batches.iterate(first, last, run.workers)
       try:
         for step, batch in enumerate(batches, start=first + 1):
-          state, values = experiment.train_step(state, experiment.train_feed(batch))
+          state, values = experiment.train_step(state, experiment.feed(batch))
           meter.add(step, values)
           writer.advance()
           stops = interrupt.signum is not None
@@ -176,7 +175,7 @@ def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> int | None:
             scores = {}
             if is_evaluated(step) and not stops:
               scores = experiment.evaluate(state)
-              write("test", step, scores)
+              write("eval", step, scores)
             checkpoints.save(step, state, scores.get("accuracy"))
             meter.restart_clock()
           if stops:
@@ -188,16 +187,3 @@ def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> int | None:
           'config.model.dtype="float32", with a new --workdir'
         ) from None
     return interrupt.signum
-
-
-def evaluate_checkpoint(
-  config: config_dict.ConfigDict, workdir: pathlib.Path, step: int | None = None
-) -> dict[str, float | str]:
-  """Metrics of the newest checkpoint that can be read, or of `step`, and that step.
-
-  Raises:
-    UserError: as `train` does, and if there is no such checkpoint.
-  """
-  experiment = Experiment(config)
-  state, step = restore(workdir, experiment.fresh_state(), step)
-  return {"step": step, "split": "test", **experiment.evaluate(state)}

@@ -12,13 +12,14 @@ from convmixer_jax.checkpoint import Checkpoints, restore, resume
 from convmixer_jax.errors import UserError
 from convmixer_jax.state import create_state
 
+MODEL = ConvMixer(8, 1, 3, 2, 4)
+FRESH_SHAPES = jax.eval_shape(MODEL.init, jax.random.key(0), np.zeros((1, 4, 4, 3)))["params"]
+
 
 @pytest.fixture(scope="module")
 def fresh():
   mesh = mesh_lib.make_mesh()
-  return create_state(
-    ConvMixer(8, 1, 3, 2, 4), optax.adam(0.1), mesh, seed=3, image_shape=(4, 4, 3)
-  )
+  return create_state(MODEL, optax.adam(0.1), mesh, seed=3, image_shape=(4, 4, 3))
 
 
 def at_step(state, step):
@@ -78,6 +79,12 @@ def test_donating_the_state_does_not_change_the_save(tmp_path, fresh):
     checkpoints.save(1, state)
     overwrite(state)
   assert_same(resume(tmp_path, fresh)[0], fresh)
+
+
+def read(workdir, step=None):
+  """The parameters and the step."""
+  like = {"params": FRESH_SHAPES}
+  return restore(workdir, like, mesh_lib.replicated(mesh_lib.make_mesh()), step)
 
 
 def truncate(directory):
@@ -142,14 +149,17 @@ def test_when_all_are_damaged_nothing_is_touched(tmp_path, fresh):
 def test_restoring_alone_leaves_a_damaged_one_in_place(tmp_path, fresh):
   save(tmp_path, fresh, {1: 0.5, 2: 0.6})
   truncate(tmp_path / "checkpoints" / "2")
-  assert restore(tmp_path, fresh)[1] == 1
+  variables, step = read(tmp_path)
+  assert step == 1
+  assert set(variables) == {"params"}
+  assert_same(variables["params"], at_step(fresh, 1).params)
   with pytest.raises(UserError, match="can be read"):
-    restore(tmp_path, fresh, step=2)
+    read(tmp_path, step=2)
   with pytest.raises(UserError, match=r"--step=7 is not in .*there are \[1, 2\]"):
-    restore(tmp_path, fresh, step=7)
+    read(tmp_path, step=7)
   assert steps(tmp_path) == [1, 2]
 
 
-def test_nothing_to_restore(tmp_path, fresh):
+def test_nothing_to_restore(tmp_path):
   with pytest.raises(UserError, match="has no checkpoint"):
-    restore(tmp_path, fresh)
+    read(tmp_path)

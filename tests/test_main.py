@@ -30,7 +30,7 @@ def test_digits_from_start_to_evaluation(tmp_path):
   run = main(f"--workdir={tmp_path}", devices=1)
   assert run.returncode == 0, run.stderr
   last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
-  assert last["split"] == "test"
+  assert last["split"] == "eval"
   assert last["accuracy"] >= 0.98
   assert f"accuracy {last['accuracy']:.4g}" in run.stdout
   evaluation = main("--mode=eval", f"--workdir={tmp_path}")

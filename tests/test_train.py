@@ -8,9 +8,10 @@ import pytest
 
 from convmixer_jax import config as config_lib
 from convmixer_jax import mesh as mesh_lib
-from convmixer_jax.checkpoint import restore
+from convmixer_jax.checkpoint import resume
 from convmixer_jax.errors import UserError
-from convmixer_jax.train import Experiment, evaluate_checkpoint, train
+from convmixer_jax.evaluate import evaluate_checkpoint
+from convmixer_jax.train import Experiment, train
 from convmixer_jax.writer import Writer
 
 
@@ -27,8 +28,8 @@ def lines(workdir):
   return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def saved(config, workdir, step=None):
-  return restore(workdir, Experiment(config).fresh_state(), step)
+def saved(config, workdir):
+  return resume(workdir, Experiment(config).fresh_state())
 
 
 def assert_identical(a, b):
@@ -43,8 +44,8 @@ def test_eight_devices_take_the_steps_of_one(config):
   def run(devices):
     experiment = Experiment(config, mesh_lib.make_mesh(devices))
     state, losses = experiment.fresh_state(), []
-    for batch in experiment.train_batches.iterate(0, 5):
-      state, values = experiment.train_step(state, experiment.train_feed(batch))
+    for batch in experiment.batches.iterate(0, 5):
+      state, values = experiment.train_step(state, experiment.feed(batch))
       losses.append(float(values["loss"]) / float(values["count"]))
     return state, losses
 
@@ -65,8 +66,8 @@ def test_the_first_steps_are_as_they_were(config):
   config.run.update(epochs=1, log_every_steps=1, max_steps=3)
   experiment = Experiment(config)
   state, losses = experiment.fresh_state(), []
-  for batch in experiment.train_batches.iterate(0, 3):
-    state, values = experiment.train_step(state, experiment.train_feed(batch))
+  for batch in experiment.batches.iterate(0, 3):
+    state, values = experiment.train_step(state, experiment.feed(batch))
     losses.append(float(values["loss"]) / float(values["count"]))
   np.testing.assert_allclose(losses, [2.30056, 2.283418, 2.32766], rtol=1e-4)
 
@@ -81,7 +82,7 @@ def test_a_run_that_was_cut_ends_as_one_that_was_not(config, tmp_path):
   assert_identical(whole, saved(config, tmp_path / "cut")[0])
 
   def evaluations(name):
-    return [line for line in lines(tmp_path / name) if line["split"] == "test"]
+    return [line for line in lines(tmp_path / name) if line["split"] == "eval"]
 
   assert [line for line in evaluations("cut") if line["step"] in (22, 44)] == evaluations("whole")
   assert [line["step"] for line in evaluations("whole")] == [22, 44]
@@ -100,7 +101,7 @@ def test_the_workdir_holds_what_it_promises(config, tmp_path):
                         "learning_rate", "grad_norm", "images_per_sec"}  # fmt: skip
   assert set(last) == {"step", "epoch", "split", "loss", "accuracy", "top5_accuracy",
                        "num_examples"}  # fmt: skip
-  assert (last["step"], last["epoch"], last["split"], last["num_examples"]) == (22, 1, "test", 360)
+  assert (last["step"], last["epoch"], last["split"], last["num_examples"]) == (22, 1, "eval", 360)
   found = evaluate_checkpoint(config, tmp_path)
   assert found == {key: last[key] for key in found}
   assert evaluate_checkpoint(config, tmp_path, step=20)["step"] == 20
@@ -135,7 +136,7 @@ def test_a_signal_saves_and_the_run_continues_from_there(config, tmp_path, monke
   assert train(config, tmp_path / "stopped") is None
   assert_identical(saved(config, tmp_path / "whole")[0], saved(config, tmp_path / "stopped")[0])
   tests = [
-    [line for line in lines(tmp_path / name) if line["split"] == "test"]
+    [line for line in lines(tmp_path / name) if line["split"] == "eval"]
     for name in ("whole", "stopped")
   ]
   assert tests[0] == tests[1]

@@ -56,7 +56,7 @@ def wait_for_step(run: subprocess.Popen, workdir: pathlib.Path, step: int) -> No
 
 def final_state(workdir: pathlib.Path) -> list[np.ndarray]:
   """Everything in the newest checkpoint, the key excepted."""
-  config = config_lib.from_json(workdir / "config.json")
+  config = config_lib.read_json(workdir / "config.json")
   state, _ = resume(workdir, Experiment(config).fresh_state())
   return jax.device_get(jax.tree.leaves(state.replace(key=None)))
 

@@ -128,9 +128,7 @@ def resume(workdir: pathlib.Path, fresh: TrainState) -> tuple[TrainState, int]:
       target.parent.mkdir(exist_ok=True)
       (directory / str(other)).rename(target)
       _log.warning("moved the damaged checkpoint of step %d to %s", other, target)
-  # A list of tuples was saved; the optimiser's own types come back here.
-  state = jax.tree.unflatten(jax.tree.structure(_as_tree(fresh)), jax.tree.leaves(found))
-  return TrainState(**{**state, "key": jax.random.wrap_key_data(state["key"])}), step
+  return TrainState(**{**found, "key": jax.random.wrap_key_data(found["key"])}), step
 
 
 def _read(

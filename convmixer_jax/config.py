@@ -154,26 +154,31 @@ def validate(config: config_dict.ConfigDict) -> None:
     )
 
 
-def check_or_write(config: config_dict.ConfigDict, path: pathlib.Path) -> None:
-  """Writes the resolved config, or compares it with the one that a run there began with.
+def check_resumable(config: config_dict.ConfigDict, path: pathlib.Path) -> None:
+  """Compares the config with the one that a run began with, if `path` exists.
 
-  The section `run` may differ, and is written anew.
+  The section `run` may differ.
 
   Raises:
     UserError: naming each key that differs and both values.
   """
-  if path.exists():
-    before, now = flatten(json.loads(path.read_text())), flatten(json.loads(to_json(config)))
-    differing = [
-      f"config.{key} was {before.get(key)!r} and is {now.get(key)!r}"
-      for key in sorted(before.keys() | now.keys())
-      if not key.startswith(f"{FREE_SECTION}.") and before.get(key) != now.get(key)
-    ]
-    if differing:
-      raise UserError(
-        f"{path} is the config of another run: {'; '.join(differing)}. Repeat the settings that it "
-        f"began with, or give a new --workdir. Only config.{FREE_SECTION}.* may change in a run"
-      )
+  if not path.exists():
+    return
+  before, now = flatten(json.loads(to_json(read_json(path)))), flatten(json.loads(to_json(config)))
+  differing = [
+    f"config.{key} was {before[key]!r} and is {now[key]!r}"
+    for key in now
+    if not key.startswith(f"{FREE_SECTION}.") and before[key] != now[key]
+  ]
+  if differing:
+    raise UserError(
+      f"{path} is the config of another run: {'; '.join(differing)}. Repeat the settings that it "
+      f"began with, or give a new --workdir. Only config.{FREE_SECTION}.* may change in a run"
+    )
+
+
+def write_json(config: config_dict.ConfigDict, path: pathlib.Path) -> None:
+  """Writes the resolved config, in one piece; makes the directory if need be."""
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_suffix(".partial")
   partial.write_text(to_json(config))
@@ -185,8 +190,8 @@ def to_json(config: config_dict.ConfigDict) -> str:
   return config.to_json_best_effort(indent=2) + "\n"
 
 
-def from_json(path: pathlib.Path) -> config_dict.ConfigDict:
-  """Reads what `check_or_write` wrote.
+def read_json(path: pathlib.Path) -> config_dict.ConfigDict:
+  """Reads what `write_json` wrote.
 
   Raises:
     UserError: if the file is missing or is no such config.

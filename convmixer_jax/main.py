@@ -59,7 +59,7 @@ def read_config(workdir: pathlib.Path) -> config_dict.ConfigDict:
     if not path.is_file():
       raise UserError(f"--config={path} is not a file; the configs are in {_DEFAULT_CONFIG.parent}")
     return flag.value
-  config = config_lib.from_json(workdir / "config.json")
+  config = config_lib.read_json(workdir / "config.json")
   config.update_from_flattened_dict(config_flags.get_override_values(flag))
   return config
 

@@ -143,14 +143,16 @@ def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> int | None:
     UserError: if a setting is wrong, the workdir is another run's, no checkpoint
       can be read, or the loss is not finite.
   """
+  config_lib.validate(config)
+  config_lib.check_resumable(config, workdir / "config.json")
   experiment = Experiment(config)
   run, steps_per_epoch = config.run, experiment.steps_per_epoch
   last = run.epochs * steps_per_epoch
   last = last if run.max_steps is None else min(last, run.max_steps)
-  config_lib.check_or_write(config, workdir / "config.json")
   state, first = resume(workdir, experiment.fresh_state())
-  with Checkpoints(workdir, run.keep_checkpoints) as checkpoints, Interrupt() as interrupt:
-    _log.info("from step %d to %d, %d to the epoch", first, last, steps_per_epoch)
+  config_lib.write_json(config, workdir / "config.json")
+  _log.info("at step %d of %d, %d to the epoch", first, last, steps_per_epoch)
+  with Interrupt() as interrupt, Checkpoints(workdir, run.keep_checkpoints) as checkpoints:
     batch_size = config.data.batch_size
     with Writer(workdir, first_step=first, total_steps=last, batch_size=batch_size) as writer:
 

@@ -64,7 +64,10 @@ class Writer:
     self._jsonl.write(json.dumps(line) + "\n")
     for name, value in values.items():
       self._events.add_scalar(f"{split}/{name}", value, step)
-    numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+    numbers = "  ".join(
+      f"{name} {value if isinstance(value, int) else format(value, '.4g')}"
+      for name, value in values.items()
+    )
     text = f"step {step}/{self._total_steps}  epoch {epoch:.2f}  {split}  {numbers}"
     self._bar.write(text)
 

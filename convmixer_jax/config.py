@@ -52,6 +52,7 @@ def base() -> config_dict.ConfigDict:
       patch_size=required(int),
       num_classes=required(int),
       activation="gelu",  # "gelu" (exact) or "relu"
+      depthwise=optional(str),  # convolution: "taps" or "xla"; None: by the platform
       dtype="float32",  # of the computation: "float32" or "bfloat16"; parameters are float32
     ),
     optimizer=dict(
@@ -80,11 +81,12 @@ def base() -> config_dict.ConfigDict:
   return schema.lock()
 
 
-_OPTIONAL = ("data.data_dir", "optimizer.clip_norm", "run.max_steps")
+_OPTIONAL = ("data.data_dir", "model.depthwise", "optimizer.clip_norm", "run.max_steps")
 _CHOICES = {
   "data.crop": ("none", "random_resized"),
   "data.cache": ("none", "host", "device"),
   "model.activation": ("gelu", "relu"),
+  "model.depthwise": (None, "taps", "xla"),
   "model.dtype": ("float32", "bfloat16"),
   "optimizer.decay": ("all", "kernels"),
   "schedule.name": ("onecycle", "cosine", "optax_onecycle"),
@@ -128,7 +130,7 @@ def validate(config: config_dict.ConfigDict) -> None:
       raise UserError(f"config.{key} is not set: set it in the config file or with --config.{key}=")
   for key, allowed in _CHOICES.items():
     if flat[key] not in allowed:
-      raise UserError(f"config.{key} is {flat[key]!r}; allowed: {', '.join(allowed)}")
+      raise UserError(f"config.{key} is {flat[key]!r}; allowed: {', '.join(map(str, allowed))}")
   for keys, is_right, bound in (
     (_POSITIVE, lambda value: value > 0, "greater than 0"),
     (_NOT_NEGATIVE, lambda value: value >= 0, "0 or greater"),

@@ -40,7 +40,7 @@ class Evaluator:
   """
 
   def __init__(self, config: config_dict.ConfigDict, mesh: Mesh):
-    self.model = make_model(config)
+    self.model = make_model(config, mesh)
     self.batches, self._feed = inputs.open_split(config, mesh, train=False)
     self._workers = config.run.workers
     step = functools.partial(

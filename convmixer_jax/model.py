@@ -1,6 +1,5 @@
 """The ConvMixer network, with PyTorch's initialisation and BatchNorm."""
 
-from collections.abc import Callable, Sequence
 import functools
 import math
 from typing import Any
@@ -9,69 +8,39 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from convmixer_jax import depthwise
+from convmixer_jax.act_norm import ACTIVATIONS, act_affine, act_norm
+from convmixer_jax.depthwise import depthwise_conv, depthwise_conv_cbhw
 
-# PyTorch's GELU is the exact one; Flax's default is the tanh approximation.
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-  "gelu": functools.partial(jax.nn.gelu, approximate=False),
-  "relu": jax.nn.relu,
-}
-
-
-def torch_uniform(fan_in: int) -> Callable[..., jax.Array]:
-  """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default for kernels and biases."""
-  bound = 1 / math.sqrt(fan_in)
-
-  def init(key: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> jax.Array:
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-  return init
+# Where the model's dimensions lie between its layers: as in the images, or with
+# the channels outermost.
+LAYOUTS = ("bhwc", "cbhw")
 
 
-class Linear(nn.Module):
-  """A matrix product over the last axis, [..., c] -> [..., features], and a bias.
+class Weights(nn.Module):
+  """A layer's kernel and bias, as PyTorch initialises both.
 
-  The kernel is stored with `kernel_window` in front of its two axes, so that
-  the parameters are those of the convolution whose patches are multiplied.
+  That is U(-1/sqrt(fan_in), 1/sqrt(fan_in)), where fan_in is the number of
+  inputs to an output: the product of all axes of the kernel but the last.
   """
 
-  features: int
-  kernel_window: tuple[int, ...] = ()
   dtype: jax.typing.DTypeLike = jnp.float32
   param_dtype: jax.typing.DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """[..., c] -> [..., features] in `dtype`."""
-    fan_in = x.shape[-1]
-    shape = (*self.kernel_window, fan_in // math.prod(self.kernel_window), self.features)
-    kernel = self.param("kernel", torch_uniform(fan_in), shape, self.param_dtype)
-    bias = self.param("bias", torch_uniform(fan_in), (self.features,), self.param_dtype)
-    kernel = kernel.reshape(fan_in, self.features)
-    y = x.astype(self.dtype) @ kernel.astype(self.dtype)
-    return y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)
+  def __call__(self, *shape: int) -> tuple[jax.Array, jax.Array]:
+    """The kernel, of this shape in `dtype`, and the bias, `shape[-1:]` in `param_dtype`."""
+    bound = 1 / math.sqrt(math.prod(shape[:-1]))
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+      return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    kernel = self.param("kernel", init, shape, self.param_dtype)
+    bias = self.param("bias", init, shape[-1:], self.param_dtype)
+    return kernel.astype(self.dtype), bias
 
 
-class DepthwiseConv(nn.Module):
-  """A k x k convolution of each channel with its own kernel, SAME padding, and a bias."""
-
-  kernel_size: int
-  dtype: jax.typing.DTypeLike = jnp.float32
-  param_dtype: jax.typing.DTypeLike = jnp.float32
-
-  @nn.compact
-  def __call__(self, x_bhwf: jax.Array) -> jax.Array:
-    """[b, h, w, f] -> [b, h, w, f] in `dtype`."""
-    k, dim = self.kernel_size, x_bhwf.shape[-1]
-    kernel = self.param("kernel", torch_uniform(k * k), (k, k, 1, dim), self.param_dtype)
-    bias = self.param("bias", torch_uniform(k * k), (dim,), self.param_dtype)
-    kernel_hwf = kernel.reshape(k, k, dim).astype(self.dtype)
-    y_bhwf = depthwise.depthwise_conv(x_bhwf.astype(self.dtype), kernel_hwf)
-    return y_bhwf + jnp.broadcast_to(bias.astype(self.dtype), y_bhwf.shape)
-
-
-class ActivationBatchNorm(nn.Module):
-  """The activation, then BatchNorm over all axes but the last, as PyTorch does it.
+class ActNorm(nn.Module):
+  """The bias of the layer before, the activation, then BatchNorm, as PyTorch does it.
 
   Statistics are kept in float32 with momentum 0.9 (PyTorch's 0.1), eps 1e-5
   and the unbiased variance. Under `jit` over a sharded batch they are those of
@@ -79,34 +48,30 @@ class ActivationBatchNorm(nn.Module):
   """
 
   activation: str
-  dtype: jax.typing.DTypeLike = jnp.float32
+  layout: str
   param_dtype: jax.typing.DTypeLike = jnp.float32
   momentum: float = 0.9
-  epsilon: float = 1e-5
 
   @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    """[..., f] -> [..., f] in `dtype`; `train` is as in `ConvMixer.features`."""
-    dim = x.shape[-1]
+  def __call__(self, x: jax.Array, pre_bias: jax.Array, train: bool) -> jax.Array:
+    """Maps in `layout` -> maps of their type; `train` is as in `ConvMixer.features`."""
+    axis = self.layout.index("c")
+    dim = x.shape[axis]
     scale = self.param("scale", nn.initializers.ones, (dim,), self.param_dtype)
     bias = self.param("bias", nn.initializers.zeros, (dim,), self.param_dtype)
     mean_ra = self.variable("batch_stats", "mean", jnp.zeros, (dim,), jnp.float32)
     var_ra = self.variable("batch_stats", "var", jnp.ones, (dim,), jnp.float32)
-
-    x = ACTIVATIONS[self.activation](x).astype(jnp.float32)
-    mean, var = mean_ra.value, var_ra.value
-    if train:
-      axes = tuple(range(x.ndim - 1))
-      mean, var = x.mean(axes), x.var(axes)
-      if not self.is_initializing():
-        count = x.size // dim
-        unbiased = var * (count / max(count - 1, 1))
-        mean_ra.value = self.momentum * mean_ra.value + (1 - self.momentum) * mean
-        var_ra.value = self.momentum * var_ra.value + (1 - self.momentum) * unbiased
-    gain = scale * jax.lax.rsqrt(var + self.epsilon)
-    offset = bias - mean * gain
-    y = x * jnp.broadcast_to(gain, x.shape) + jnp.broadcast_to(offset, x.shape)
-    return y.astype(self.dtype)
+    vectors: dict[str, Any] = {"scale": scale, "bias": bias, "pre_bias": pre_bias}
+    if not train:
+      vectors |= {"mean": mean_ra.value, "var": var_ra.value}
+      return act_affine(x, self.activation, channel_axis=axis, **vectors)
+    y, mean, var = act_norm(x, self.activation, channel_axis=axis, **vectors)
+    if not self.is_initializing():
+      count = x.size // dim
+      unbiased = var * (count / max(count - 1, 1))
+      mean_ra.value = self.momentum * mean_ra.value + (1 - self.momentum) * mean
+      var_ra.value = self.momentum * var_ra.value + (1 - self.momentum) * unbiased
+    return y
 
 
 class Block(nn.Module):
@@ -114,17 +79,25 @@ class Block(nn.Module):
 
   kernel_size: int
   activation: str
+  layout: str
+  depthwise: str | None = None
   dtype: jax.typing.DTypeLike = jnp.float32
   param_dtype: jax.typing.DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x_bhwf: jax.Array, train: bool) -> jax.Array:
-    """[b, h, w, f] -> [b, h, w, f] in `dtype`."""
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    """Maps in `layout` and `dtype` -> the same."""
+    k, dim = self.kernel_size, x.shape[self.layout.index("c")]
     types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    y = DepthwiseConv(self.kernel_size, **types, name="depthwise")(x_bhwf)
-    x = x_bhwf + ActivationBatchNorm(self.activation, **types, name="depthwise_norm")(y, train)
-    y = Linear(x.shape[-1], kernel_window=(1, 1), **types, name="pointwise")(x)
-    return ActivationBatchNorm(self.activation, **types, name="pointwise_norm")(y, train)
+    norm = functools.partial(ActNorm, self.activation, self.layout, self.param_dtype)
+
+    kernel, bias = Weights(**types, name="depthwise")(k, k, 1, dim)
+    convolve = depthwise_conv_cbhw if self.layout == "cbhw" else depthwise_conv
+    y = convolve(x, kernel[:, :, 0], implementation=self.depthwise)
+    x = x + norm(name="depthwise_norm")(y, bias, train)
+
+    kernel, bias = Weights(**types, name="pointwise")(1, 1, dim, dim)
+    return norm(name="pointwise_norm")(_mix_channels(x, kernel[0, 0], self.layout), bias, train)
 
 
 class ConvMixer(nn.Module):
@@ -139,9 +112,12 @@ class ConvMixer(nn.Module):
     num_classes: size of the logits; 0 leaves the head out and gives the pooled
       features.
     activation: "gelu" (exact) or "relu" (the authors' 768/32).
-    dtype: type of the computation; BatchNorm's statistics, the pooling and the
+    dtype: type of the computation; activations, statistics, the pooling and the
       head are computed in float32.
     param_dtype: type of the parameters.
+    layout: "bhwc", or "cbhw", which is faster on CPU: the order of dimensions
+      between the layers. Arguments, results and parameters are the same.
+    depthwise: the `implementation` of `depthwise.depthwise_conv`.
   """
 
   dim: int
@@ -152,18 +128,24 @@ class ConvMixer(nn.Module):
   activation: str = "gelu"
   dtype: jax.typing.DTypeLike = jnp.float32
   param_dtype: jax.typing.DTypeLike = jnp.float32
+  layout: str = "bhwc"
+  depthwise: str | None = None
 
   def setup(self) -> None:
-    """Makes the layers; raises ValueError for an unknown activation."""
-    if self.activation not in ACTIVATIONS:
-      raise ValueError(f"activation is {self.activation!r}; allowed: {', '.join(ACTIVATIONS)}")
+    """Names the layers; raises ValueError for an attribute that is not allowed."""
+    for name, value, allowed in (
+      ("activation", self.activation, ACTIVATIONS),
+      ("layout", self.layout, LAYOUTS),
+    ):
+      if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
     types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    window = (self.patch_size, self.patch_size)
-    self.stem = Linear(self.dim, kernel_window=window, **types)
-    self.stem_norm = ActivationBatchNorm(self.activation, **types)
-    self.blocks = [Block(self.kernel_size, self.activation, **types) for _ in range(self.depth)]
+    self.stem = Weights(**types)
+    self.stem_norm = ActNorm(self.activation, self.layout, self.param_dtype)
+    block = (self.kernel_size, self.activation, self.layout, self.depthwise)
+    self.blocks = [Block(*block, **types) for _ in range(self.depth)]
     if self.num_classes:
-      self.head = Linear(self.num_classes, param_dtype=self.param_dtype)
+      self.head = Weights(param_dtype=self.param_dtype)
 
   def features(self, image_bhwc: jax.Array, train: bool = False) -> jax.Array:
     """The map [b, h / patch_size, w / patch_size, dim] in `dtype`, before the pooling.
@@ -176,10 +158,13 @@ class ConvMixer(nn.Module):
     Raises:
       ValueError: if `patch_size` does not divide the images' height and width.
     """
-    x = self.stem_norm(self.stem(_patches(image_bhwc, self.patch_size)), train)
+    patches = _patches(image_bhwc.astype(self.dtype), self.patch_size, self.layout)
+    kernel, bias = self.stem(self.patch_size, self.patch_size, image_bhwc.shape[-1], self.dim)
+    x = _mix_channels(patches, kernel.reshape(-1, self.dim), self.layout)
+    x = self.stem_norm(x, bias, train)
     for block in self.blocks:
       x = block(x, train)
-    return x
+    return x.transpose([self.layout.index(letter) for letter in "bhwc"])
 
   def __call__(self, image_bhwc: jax.Array, train: bool = False) -> jax.Array:
     """Float32 logits [b, num_classes], or pooled features [b, dim] for `num_classes=0`.
@@ -187,11 +172,14 @@ class ConvMixer(nn.Module):
     The arguments and errors are those of `features`.
     """
     pooled_bf = self.features(image_bhwc, train).astype(jnp.float32).mean((1, 2))
-    return self.head(pooled_bf) if self.num_classes else pooled_bf
+    if not self.num_classes:
+      return pooled_bf
+    kernel, bias = self.head(self.dim, self.num_classes)
+    return pooled_bf @ kernel + bias[None]
 
 
-def _patches(image_bhwc: jax.Array, size: int) -> jax.Array:
-  """[b, h, w, c] -> [b, h / size, w / size, size * size * c], rows of a patch outermost."""
+def _patches(image_bhwc: jax.Array, size: int, layout: str) -> jax.Array:
+  """Each patch as one position with size * size * c channels, rows of the patch outermost."""
   if image_bhwc.ndim != 4:
     raise ValueError(f"images have to be [batch, height, width, channels], not {image_bhwc.shape}")
   b, h, w, c = image_bhwc.shape
@@ -201,4 +189,11 @@ def _patches(image_bhwc: jax.Array, size: int) -> jax.Array:
       f"height and width have to be multiples of patch_size={size}"
     )
   x = image_bhwc.reshape(b, h // size, size, w // size, size, c)
-  return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // size, w // size, size * size * c)
+  if layout == "cbhw":
+    return x.transpose(2, 4, 5, 0, 1, 3).reshape(-1, b, h // size, w // size)
+  return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // size, w // size, -1)
+
+
+def _mix_channels(x: jax.Array, kernel_cf: jax.Array, layout: str) -> jax.Array:
+  """The same matrix product at every position: a 1x1 convolution without its bias."""
+  return jnp.einsum(f"{layout},cf->{layout.replace('c', 'f')}", x, kernel_cf)

@@ -1,5 +1,6 @@
 """All that a training run carries from step to step, and its making."""
 
+import logging
 from typing import Any
 
 import flax.struct
@@ -12,6 +13,8 @@ import optax
 from convmixer_jax import mesh as mesh_lib
 from convmixer_jax.model import ConvMixer
 
+_log = logging.getLogger(__name__)
+
 
 class TrainState(flax.struct.PyTreeNode):
   """A pytree: finished steps, variables, optimiser state and the root of all randomness."""
@@ -23,9 +26,13 @@ class TrainState(flax.struct.PyTreeNode):
   key: jax.Array
 
 
-def make_model(config: config_dict.ConfigDict) -> ConvMixer:
-  """The ConvMixer of `config.model`."""
-  return ConvMixer(**{**config.model, "dtype": jnp.dtype(config.model.dtype)})
+def make_model(config: config_dict.ConfigDict, mesh: Mesh) -> ConvMixer:
+  """The ConvMixer of `config.model`, in the layout that is fastest on the mesh's devices."""
+  platform = mesh.devices.flat[0].platform
+  layout = "cbhw" if platform == "cpu" else "bhwc"
+  depthwise = config.model.depthwise or ("taps" if platform == "cpu" else "xla")
+  _log.info("on %s: maps lie as %s, depthwise convolution by %s", platform, layout, depthwise)
+  return ConvMixer(**{**config.model, "dtype": jnp.dtype(config.model.dtype), "layout": layout})
 
 
 def create_state(

@@ -1,9 +1,10 @@
 """Depthwise convolution: stride 1, SAME padding, one kernel per channel.
 
-`depthwise_conv` takes (batch, height, width, channels) maps, `depthwise_conv_cbhw` channel-major ones, which spares
-the two transposes that the CPU backend otherwise needs. Both have their own derivative, so that the forward pass, the
-input gradient and the kernel gradient each use what is fastest for them; both work under `jit`, `vmap`, `grad`,
-`shard_map` and `jax.export`. Forward-mode differentiation (`jvp`) raises JAX's `TypeError` for custom derivatives.
+`depthwise_conv` takes (batch, height, width, channels) maps, `depthwise_conv_cbhw` channel-major
+ones, which spares the two transposes that the CPU backend otherwise needs. Both have their own
+derivative, so that the forward pass, the input gradient and the kernel gradient each use what is
+fastest for them; both work under `jit`, `vmap`, `grad`, `shard_map` and `jax.export`. Forward-mode
+differentiation (`jvp`) raises JAX's `TypeError` for custom derivatives.
 
 Dimension letters: b batch, h height, w width, c channels.
 """
@@ -17,24 +18,27 @@ import jax.numpy as jnp
 
 from convmixer_jax.depthwise import taps, xla
 
-# A backend is a module with forward(x, kernel, layout) -> y and backward(x, kernel, y_grad, layout) -> (x_grad,
-# kernel_grad). A new one, for instance a GPU kernel, is one file, one line here and one in `_on_platform`.
+# A backend is a module with forward(x, kernel, layout) -> y and backward(x, kernel, y_grad, layout)
+# -> (x_grad, kernel_grad). A new one, for instance a GPU kernel, is one file, one line here and one
+# in `_on_platform`.
 _BACKENDS = {"taps": taps, "xla": xla}
 
 
 def depthwise_conv(x_bhwc: Array, kernel_hwc: Array, *, implementation: str | None = None) -> Array:
-  """Returns the (b, h, w, c) map in which every channel of `x_bhwc` is correlated with its own kernel.
+  """Returns the (b, h, w, c) map of every channel of `x_bhwc` correlated with its own kernel.
 
   Args:
     x_bhwc: maps, float32 or bfloat16. Sums are taken in float32; the result has this dtype.
-    kernel_hwc: (kernel height, kernel width, c), float32 or bfloat16, any size from 1. An even kernel has its extra
-      row and column of padding at the bottom and right, as in PyTorch's and XLA's SAME.
-    implementation: 'taps' (fast on CPU), 'xla' (`lax.conv_general_dilated`, the reference), or None: 'taps' where
-      the computation is lowered for CPU and 'xla' elsewhere.
+    kernel_hwc: (kernel height, kernel width, c), float32 or bfloat16, any size from 1. An even
+      kernel has its extra row and column of padding at the bottom and right, as in PyTorch's and
+      XLA's SAME.
+    implementation: 'taps' (fast on CPU), 'xla' (`lax.conv_general_dilated`, the reference), or
+      None: 'taps' where the computation is lowered for CPU and 'xla' elsewhere.
 
   Raises:
     TypeError: a dtype other than float32 and bfloat16.
-    ValueError: a wrong rank, an empty kernel, different channel counts, or an unknown implementation.
+    ValueError: a wrong rank, an empty kernel, different channel counts, or an unknown
+      implementation.
   """
   return _checked_conv("x_bhwc", x_bhwc, kernel_hwc, implementation)
 
@@ -42,7 +46,7 @@ def depthwise_conv(x_bhwc: Array, kernel_hwc: Array, *, implementation: str | No
 def depthwise_conv_cbhw(
   x_cbhw: Array, kernel_hwc: Array, *, implementation: str | None = None
 ) -> Array:
-  """`depthwise_conv` for channel-major (c, b, h, w) maps; the kernel stays (kernel height, kernel width, c)."""
+  """`depthwise_conv` for (c, b, h, w) maps; the kernel stays (kernel height, kernel width, c)."""
   return _checked_conv("x_cbhw", x_cbhw, kernel_hwc, implementation)
 
 
@@ -66,11 +70,24 @@ def _checked_conv(name: str, x: Array, kernel: Array, implementation: str | None
     raise ValueError(
       f"implementation must be None or one of {sorted(_BACKENDS)}, got {implementation!r}"
     )
-  return _conv(jnp.asarray(x), jnp.asarray(kernel), layout, implementation)
+  return _conv(*_varying_alike(jnp.asarray(x), jnp.asarray(kernel)), layout, implementation)
+
+
+def _varying_alike(*arrays: Array) -> list[Array]:
+  """Under shard_map, marks all as varying over the mesh axes of any.
+
+  So the gradient of a kernel that the shards have in common is summed over them.
+  """
+  varying = [jax.typeof(array).manual_axis_type.varying for array in arrays]
+  axes = frozenset().union(*varying)
+  return [
+    lax.pcast(a, tuple(axes - own), to="varying") if axes - own else a
+    for a, own in zip(arrays, varying, strict=True)
+  ]
 
 
 def _on_platform(function: str, implementation: str | None, layout: str, *args: Array) -> Any:
-  """Calls `function` of the named backend, or of the one for the platform that the caller is lowered for."""
+  """Calls a backend's `function`: the named one's, or that for the platform of the lowering."""
   call = {
     name: partial(getattr(backend, function), layout=layout) for name, backend in _BACKENDS.items()
   }

@@ -1,8 +1,10 @@
-"""Depthwise convolution for CPU: the k*k shifted maps are summed by XLA's own loops, without a convolution.
+"""Depthwise convolution for CPU: the k*k shifted maps are summed by XLA's own loops, without a
+convolution.
 
-XLA:CPU runs a grouped convolution 10 to 100 times slower than the same sum written out, which it fuses into one
-parallel, vectorised loop. That loop is fast only over channel-major (c, b, h, w) maps: the k*k weights of a channel
-are then scalars kept in registers, its map stays in the cache, and vectors run along the width.
+XLA:CPU runs a grouped convolution 10 to 100 times slower than the same sum written out, which it
+fuses into one parallel, vectorised loop. That loop is fast only over channel-major (c, b, h, w)
+maps: the k*k weights of a channel are then scalars kept in registers, its map stays in the cache,
+and vectors run along the width.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,7 +18,7 @@ import jax.numpy as jnp
 
 
 def forward(x: Array, kernel_hwc: Array, layout: str) -> Array:
-  """Returns the map of `x`'s shape and dtype; `layout` names the dimensions of `x`, such as 'bhwc'."""
+  """Returns the map of `x`'s shape and dtype; `layout` names its dimensions, such as 'bhwc'."""
   y_cbhw = _correlate(_transpose(x, layout, "cbhw"), kernel_hwc)
   return _transpose(y_cbhw, "cbhw", layout)
 
@@ -36,8 +38,9 @@ def _transpose(x: Array, source: str, target: str) -> Array:
 def _outlined(function: Callable[..., Array]) -> Callable[..., Array]:
   """Makes a jitted function that XLA does not inline, and so does not fuse with what surrounds it.
 
-  A transpose fused with the sum would run the sum in the transposed order, several times slower; XLA:CPU drops
-  `lax.optimization_barrier` before it fuses. Without this hint the results are the same, only slower.
+  A transpose fused with the sum would run the sum in the transposed order, several times slower;
+  XLA:CPU drops `lax.optimization_barrier` before it fuses. Without this hint the results are the
+  same, only slower.
   """
 
   @wraps(function)
@@ -49,20 +52,50 @@ def _outlined(function: Callable[..., Array]) -> Callable[..., Array]:
   return call
 
 
-@_outlined
-def _padded(x_cbhw: Array, *, kernel_size: tuple[int, int], mirror: bool = False) -> Array:
-  """Returns `x_cbhw` in float32 with SAME padding; `mirror` puts an even kernel's extra row and column in front."""
+def _pad(x_cbhw: Array, kernel_size: tuple[int, int], mirror: bool = False) -> Array:
+  """Returns `x_cbhw` in float32 with SAME padding.
+
+  `mirror` puts the extra row and column of an even kernel in front.
+  """
   low = [(size - 1) // 2 for size in kernel_size]
   high = [size // 2 for size in kernel_size]
   if mirror:
     low, high = high, low
   zero = jnp.zeros((), jnp.float32)
-  return lax.pad(x_cbhw.astype(jnp.float32), zero, [(0, 0, 0), (0, 0, 0), *zip(low, high, (0, 0))])
+  return lax.pad(
+    x_cbhw.astype(jnp.float32), zero, [(0, 0, 0), (0, 0, 0), *zip(low, high, (0, 0), strict=True)]
+  )
 
 
 @_outlined
+def _padded(x_cbhw: Array, *, kernel_size: tuple[int, int], mirror: bool) -> Array:
+  return _pad(x_cbhw, kernel_size, mirror)
+
+
+@_outlined
+def _padded_maps(x_cbhw: Array, start: Array, *, maps: int, kernel_size: tuple[int, int]) -> Array:
+  """Returns `maps` of the batch from `start` on, padded."""
+  return _pad(lax.dynamic_slice_in_dim(x_cbhw, start, maps, axis=1), kernel_size)
+
+
 def _correlate(x_cbhw: Array, kernel_hwc: Array, *, mirror: bool = False) -> Array:
   """Returns the (c, b, h, w) sum of the k*k shifted maps, each times its weights."""
+  channels, rest = x_cbhw.shape[0], x_cbhw.shape[1:]
+  block = _channels_per_block(x_cbhw.shape, kernel_hwc.shape)
+  if block == channels:
+    return _correlate_block(x_cbhw, kernel_hwc, mirror=mirror)
+  x_blocks = x_cbhw.reshape(channels // block, block, *rest)
+  kernel_blocks = jnp.moveaxis(
+    kernel_hwc.reshape(*kernel_hwc.shape[:2], channels // block, block), 2, 0
+  )
+  y_blocks = lax.map(
+    lambda block: _correlate_block(*block, mirror=mirror), (x_blocks, kernel_blocks)
+  )
+  return y_blocks.reshape(x_cbhw.shape)
+
+
+@_outlined
+def _correlate_block(x_cbhw: Array, kernel_hwc: Array, *, mirror: bool) -> Array:
   (rows, columns, channels), (height, width) = kernel_hwc.shape, x_cbhw.shape[2:]
   padded = _padded(x_cbhw, kernel_size=(rows, columns), mirror=mirror)
   weight = kernel_hwc.astype(jnp.float32).reshape(rows, columns, channels, 1, 1, 1)
@@ -74,19 +107,35 @@ def _correlate(x_cbhw: Array, kernel_hwc: Array, *, mirror: bool = False) -> Arr
   return _sum(terms).astype(x_cbhw.dtype)
 
 
+def _channels_per_block(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> int:
+  """Returns the largest divisor of the channel count whose padded maps take at most 8 MiB.
+
+  A larger buffer comes fresh from the operating system at each call, and touching its pages costs
+  as much as the arithmetic; a block also stays in the last-level cache.
+  """
+  channels, batch, height, width = x_shape
+  if not isinstance(batch, int):  # a symbolic size of jax.export
+    return channels
+  map_bytes = 4 * batch * (height + kernel_shape[0] - 1) * (width + kernel_shape[1] - 1)
+  return next(
+    n for n in range(channels, 0, -1) if channels % n == 0 and (n * map_bytes <= 2**23 or n == 1)
+  )
+
+
 @_outlined
 def _kernel_grad(x_cbhw: Array, g_cbhw: Array, *, kernel_size: tuple[int, int]) -> Array:
-  """Returns the float32 (rows, columns, c) sum over b, h, w of `g_cbhw` times the map shifted by each tap.
+  """Returns the float32 (rows, columns, c) sum over b, h, w of `g_cbhw` times the map shifted by
+  each tap.
 
-  Loops over the batch with one (c, group, rows, w) sum for each column offset, so that both factors of every
-  product are contiguous along w and nothing is copied k*k times.
+  Loops over the batch with one (c, group, rows, w) sum for each column offset, so that both factors
+  of every product are contiguous along w and nothing is copied k*k times.
   """
   (rows, columns), (channels, batch, height, width) = kernel_size, g_cbhw.shape
   group = _maps_per_step(batch, height)
 
   def step(t: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
-    x, g = (lax.dynamic_slice_in_dim(a, t * group, group, axis=1) for a in (x_cbhw, g_cbhw))
-    x, g = _padded(x, kernel_size=kernel_size), _float32(g)
+    x = _padded_maps(x_cbhw, t * group, maps=group, kernel_size=kernel_size)
+    g = _padded_maps(g_cbhw, t * group, maps=group, kernel_size=(1, 1))
     return tuple(
       total
       + _sum(
@@ -97,19 +146,17 @@ def _kernel_grad(x_cbhw: Array, g_cbhw: Array, *, kernel_size: tuple[int, int]) 
       for j, total in enumerate(sums)
     )
 
-  zeros = jnp.zeros((channels, rows, width), jnp.float32)
+  # Under shard_map the sums must vary over the same mesh axes as g, hence full_like.
+  zeros = lax.full_like(g_cbhw, 0, jnp.float32, shape=(channels, rows, width))
   sums = lax.fori_loop(0, batch // group, step, (zeros,) * columns)
   return jnp.stack([total.sum(-1) for total in sums]).transpose(2, 0, 1)
 
 
-@_outlined
-def _float32(x: Array) -> Array:
-  return x.astype(jnp.float32)
-
-
 def _maps_per_step(batch: int, height: int) -> int:
-  """Returns the smallest divisor of `batch` that gives a step of the kernel gradient 16 rows, or else all of it."""
-  return next(n for n in range(1, batch + 1) if batch % n == 0 and (n * height >= 16 or n == batch))
+  """Returns the smallest divisor of `batch` whose maps have 16 rows together, or else all of it."""
+  if not isinstance(batch, int):  # a symbolic size of jax.export
+    return 1
+  return next((n for n in range(1, batch) if batch % n == 0 and n * height >= 16), max(batch, 1))
 
 
 def _sum(terms: Iterable[Array]) -> Array:

@@ -5,8 +5,9 @@ from jax import Array, lax
 
 
 def forward(x: Array, kernel_hwc: Array, layout: str) -> Array:
-  """Returns the map of `x`'s shape and dtype; `layout` names the dimensions of `x`, such as 'bhwc'."""
-  # One group per channel: every group sees one input channel, the I of the HWIO kernel. XLA writes batch as N.
+  """Returns the map of `x`'s shape and dtype; `layout` names its dimensions, such as 'bhwc'."""
+  # One group per channel: every group sees one input channel, the I of the HWIO kernel. XLA writes
+  # batch as N.
   spec = layout.upper().replace("B", "N")
   return lax.conv_general_dilated(
     x,

@@ -1,0 +1,182 @@
+"""The activation and batch normalisation as one function with its own derivative.
+
+Between two convolutions autodiff would keep the activation, parts of its derivative and the
+normalised map. Here the backward pass keeps the pre-activation and per-channel statistics alone,
+and computes the activation anew.
+"""
+
+from collections.abc import Callable
+import functools
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+
+def _gelu(x: jax.Array) -> jax.Array:
+  return x * (0.5 * (1 + lax.erf(x * np.float32(np.sqrt(0.5)))))
+
+
+def _gelu_with_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  # Written as 1 - erf(-x): were it the term of `_gelu`, XLA would share one erf between all
+  # passes, and write it to memory in a pass of its own. So each pass has its erf fused.
+  cdf = 0.5 * (1 - lax.erf(x * np.float32(-np.sqrt(0.5))))
+  pdf = np.float32(1 / np.sqrt(2 * np.pi)) * jnp.exp(-0.5 * jnp.square(x))
+  return x * cdf, cdf + x * pdf
+
+
+def _relu(x: jax.Array) -> jax.Array:
+  return jnp.maximum(x, 0)
+
+
+def _relu_with_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  return _relu(x), (x > 0).astype(x.dtype)
+
+
+# PyTorch's GELU is the exact one. Each activation, and it together with its derivative.
+ACTIVATIONS: dict[str, tuple[Callable, Callable]] = {
+  "gelu": (_gelu, _gelu_with_slope),
+  "relu": (_relu, _relu_with_slope),
+}
+
+
+def act_norm(
+  x: jax.Array,
+  activation: str,
+  scale: jax.Array,
+  bias: jax.Array,
+  *,
+  channel_axis: int,
+  pre_bias: jax.Array | None = None,
+  epsilon: float = 1e-5,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """activation(x + pre_bias), normalised over all axes but the channels', as in training.
+
+  Args:
+    x: pre-activations of any rank, float32 or bfloat16.
+    activation: a key of `ACTIVATIONS`.
+    scale, bias: float32 [channels], applied after the normalisation.
+    channel_axis: -1 for [b, h, w, c] and 0 for [c, b, h, w] maps.
+    pre_bias: float32 [channels], bias of the convolution that made x, or None; here it costs no
+      pass over memory of its own.
+    epsilon: added to the variance.
+
+  Returns:
+    The normalised maps, shape and dtype of x, and the float32 [channels] mean and biased variance
+    of the activations. Under a sharded `jit` these span the global batch.
+
+  Raises:
+    ValueError: if a vector is not [channels], or `channel_axis` or `activation` does not exist.
+  """
+  pre_bias = jnp.zeros_like(bias) if pre_bias is None else pre_bias
+  axis = _checked_axis(x, activation, channel_axis, scale=scale, bias=bias, pre_bias=pre_bias)
+  return _act_norm(x, scale, bias, pre_bias, activation, axis, epsilon)
+
+
+def act_affine(
+  x: jax.Array,
+  activation: str,
+  scale: jax.Array,
+  bias: jax.Array,
+  mean: jax.Array,
+  var: jax.Array,
+  *,
+  channel_axis: int,
+  pre_bias: jax.Array | None = None,
+  epsilon: float = 1e-5,
+) -> jax.Array:
+  """activation(x + pre_bias), normalised with the given [channels] `mean` and `var`: evaluation.
+
+  Arguments and errors are those of `act_norm`.
+  """
+  pre_bias = jnp.zeros_like(bias) if pre_bias is None else pre_bias
+  vectors = {"scale": scale, "bias": bias, "mean": mean, "var": var, "pre_bias": pre_bias}
+  axis = _checked_axis(x, activation, channel_axis, **vectors)
+  activated = ACTIVATIONS[activation][0](_biased(x, pre_bias, axis))
+  return _normalized(activated, scale, bias, mean, lax.rsqrt(var + epsilon), axis).astype(x.dtype)
+
+
+def _checked_axis(x: jax.Array, activation: str, channel_axis: int, **vectors: jax.Array) -> int:
+  if activation not in ACTIVATIONS:
+    raise ValueError(f"activation is {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
+  if not -x.ndim <= channel_axis < x.ndim:
+    raise ValueError(f"channel_axis is {channel_axis}, not an axis of x with shape {x.shape}")
+  for name, vector in vectors.items():
+    if vector.shape != (x.shape[channel_axis],):
+      raise ValueError(f"{name} has shape {vector.shape}; it must be {(x.shape[channel_axis],)}")
+  return channel_axis % x.ndim
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _act_norm(
+  x: jax.Array,
+  scale: jax.Array,
+  bias: jax.Array,
+  pre_bias: jax.Array,
+  activation: str,
+  axis: int,
+  epsilon: float,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  activated = ACTIVATIONS[activation][0](_biased(x, pre_bias, axis))
+  # Both sums in one pass over x. In float32 E[a*a] - E[a]^2 is safe here, since the mean of an
+  # activation is of the order of its deviation; rounding can leave it slightly negative.
+  count = x.size // x.shape[axis]
+  mean = _channel_sum(activated, axis) / count
+  var = jnp.maximum(_channel_sum(activated * activated, axis) / count - mean * mean, 0)
+  y = _normalized(activated, scale, bias, mean, lax.rsqrt(var + epsilon), axis)
+  return y.astype(x.dtype), mean, var
+
+
+def _forward(x, scale, bias, pre_bias, activation, axis, epsilon):
+  y, mean, var = _act_norm(x, scale, bias, pre_bias, activation, axis, epsilon)
+  return (y, mean, var), (x, scale, pre_bias, mean, lax.rsqrt(var + epsilon))
+
+
+def _backward(activation, axis, epsilon, residuals, grads):
+  del epsilon  # it is in the deviation
+  x, scale, pre_bias, mean, inverse_std = residuals
+  y_grad, mean_grad, var_grad = grads
+  y_grad = y_grad.astype(jnp.float32)
+  count = x.size // x.shape[axis]
+  activated, derivative = ACTIVATIONS[activation][1](_biased(x, pre_bias, axis))
+  bias_grad = _channel_sum(y_grad, axis)
+  scale_grad = inverse_std * (_channel_sum(y_grad * activated, axis) - mean * bias_grad)
+  # The gradient of the activation is linear in y_grad and the activation, its coefficients
+  # being the channel's.
+  slope = scale * inverse_std
+  activated_slope = (2 * var_grad - slope * inverse_std * scale_grad) / count
+  offset = (mean_grad - slope * bias_grad) / count - activated_slope * mean
+  slope, activated_slope, offset = (
+    _along(vector, axis, x.ndim) for vector in (slope, activated_slope, offset)
+  )
+  x_grad = (slope * y_grad + activated_slope * activated + offset) * derivative
+  return x_grad.astype(x.dtype), scale_grad, bias_grad, _channel_sum(x_grad, axis)
+
+
+_act_norm.defvjp(_forward, _backward)
+
+
+def _biased(x: jax.Array, pre_bias: jax.Array, axis: int) -> jax.Array:
+  return x.astype(jnp.float32) + _along(pre_bias, axis, x.ndim)
+
+
+def _channel_sum(x: jax.Array, axis: int) -> jax.Array:
+  return x.sum([a for a in range(x.ndim) if a != axis])
+
+
+def _along(vector: jax.Array, axis: int, ndim: int) -> jax.Array:
+  return lax.expand_dims(vector, [a for a in range(ndim) if a != axis])
+
+
+def _normalized(
+  activated: jax.Array,
+  scale: jax.Array,
+  bias: jax.Array,
+  mean: jax.Array,
+  inverse_std: jax.Array,
+  axis: int,
+) -> jax.Array:
+  slope = scale * inverse_std
+  offset = _along(bias - mean * slope, axis, activated.ndim)
+  return activated * _along(slope, axis, activated.ndim) + offset

@@ -1,0 +1,212 @@
+"""Depthwise convolution: every backend and both layouts against a float64 NumPy reference."""
+
+from functools import partial
+
+import jax
+import jax.export
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import pytest
+
+from convmixer_jax.depthwise import depthwise_conv, depthwise_conv_cbhw
+
+IMPLEMENTATIONS = ("taps", "xla")
+# batch, height, width, channels, kernel rows, kernel columns
+SHAPES = [(2, 9, 7, 3, k, k) for k in range(1, 16)] + [
+  (1, 3, 2, 5, 7, 7),  # a map smaller than the kernel
+  (3, 8, 12, 1, 4, 3),  # one channel, an even and an odd side
+  (5, 4, 6, 7, 2, 5),
+  (6, 40, 5, 2, 3, 3),
+  (1, 1, 1, 4, 6, 1),
+]
+
+
+def reference(x, kernel, g):
+  """Returns the map and both gradients in float64, by definition."""
+  x, kernel, g = (np.asarray(a, np.float64) for a in (x, kernel, g))
+  (height, width), (rows, columns, _) = x.shape[1:3], kernel.shape
+  top, left = (rows - 1) // 2, (columns - 1) // 2
+  padded = np.pad(x, ((0, 0), (top, rows // 2), (left, columns // 2), (0, 0)))
+  y, padded_grad, kernel_grad = np.zeros_like(x), np.zeros_like(padded), np.zeros_like(kernel)
+  for i in range(rows):
+    for j in range(columns):
+      window = np.s_[:, i : i + height, j : j + width]
+      y += padded[window] * kernel[i, j]
+      padded_grad[window] += g * kernel[i, j]
+      kernel_grad[i, j] = (padded[window] * g).sum((0, 1, 2))
+  return y, padded_grad[:, top : top + height, left : left + width], kernel_grad
+
+
+def random_case(shape, dtype=jnp.float32, seed=0):
+  batch, height, width, channels, rows, columns = shape
+  rng = np.random.default_rng(seed)
+  sizes = (
+    (batch, height, width, channels),
+    (rows, columns, channels),
+    (batch, height, width, channels),
+  )
+  return [jnp.asarray(rng.standard_normal(size), dtype) for size in sizes]
+
+
+def value_and_grads(conv, x, kernel, g):
+  y, vjp = jax.vjp(conv, x, kernel)
+  return y, *vjp(g)
+
+
+def channel_major(conv_cbhw):
+  """Makes a channel-major function one of (b, h, w, c) maps."""
+  return lambda x, kernel, **kw: conv_cbhw(x.transpose(3, 0, 1, 2), kernel, **kw).transpose(
+    1, 2, 3, 0
+  )
+
+
+def assert_close(got, want, tolerance):
+  for name, a, b in zip(("y", "x_grad", "kernel_grad"), got, want, strict=True):
+    error = np.abs(np.asarray(a, np.float64) - b).max() / max(np.abs(b).max(), 1e-30)
+    assert a.shape == b.shape and error <= tolerance, (name, a.shape, b.shape, error)
+
+
+CONVS = {"bhwc": depthwise_conv, "cbhw": channel_major(depthwise_conv_cbhw)}
+
+
+# Both layouts share all but a transpose, so the channel-major one is spared the long list.
+@pytest.mark.parametrize(
+  "layout, shape", [*(("bhwc", s) for s in SHAPES), *(("cbhw", s) for s in SHAPES[-6:])], ids=str
+)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_float32_matches_reference(layout, shape, implementation):
+  case = random_case(shape)
+  got = jax.jit(partial(value_and_grads, partial(CONVS[layout], implementation=implementation)))(
+    *case
+  )
+  assert_close(got, reference(*case), 1e-5)
+
+
+@pytest.mark.parametrize("layout", CONVS)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("kernel_dtype", [jnp.bfloat16, jnp.float32])
+def test_bfloat16_accumulates_in_float32(implementation, layout, kernel_dtype):
+  x, kernel, g = random_case((4, 12, 12, 3, 9, 9), jnp.bfloat16)
+  case = x, kernel.astype(kernel_dtype), g
+  got = jax.jit(partial(value_and_grads, partial(CONVS[layout], implementation=implementation)))(
+    *case
+  )
+  assert [a.dtype for a in got] == [jnp.bfloat16, jnp.bfloat16, kernel_dtype]
+  assert_close(got, reference(*case), 1e-2)
+
+
+def test_channel_blocks_join_seamlessly():
+  case = random_case((2, 64, 64, 300, 3, 3))  # 10 MB of padded maps: more than one block
+  got = value_and_grads(partial(depthwise_conv, implementation="taps"), *case)
+  assert_close(got, reference(*case), 1e-5)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_vmap_equals_loop(implementation):
+  cases = [random_case((2, 5, 6, 3, 4, 3), seed=seed) for seed in range(3)]
+  call = partial(value_and_grads, partial(depthwise_conv, implementation=implementation))
+  got = jax.vmap(call)(*(jnp.stack(a) for a in zip(*cases, strict=True)))
+  for n, case in enumerate(cases):
+    assert_close([a[n] for a in got], reference(*case), 1e-5)
+
+
+def test_shared_kernel_vmap_equals_loop():
+  x, kernel, _ = random_case((6, 5, 6, 3, 3, 3))
+  got = jax.vmap(depthwise_conv, (0, None))(x.reshape(3, 2, 5, 6, 3), kernel)
+  np.testing.assert_allclose(got.reshape(x.shape), depthwise_conv(x, kernel), rtol=1e-6, atol=1e-6)
+
+
+def test_forward_mode_raises():
+  x, kernel, g = random_case((1, 4, 4, 2, 3, 3))
+  with pytest.raises(TypeError, match="custom_vjp"):
+    jax.jvp(depthwise_conv, (x, kernel), (g, kernel))
+
+
+def test_platform_of_lowering_decides():
+  x, kernel, g = random_case((2, 8, 8, 4, 3, 3))
+  exported = {
+    platform: jax.export.export(
+      jax.jit(partial(value_and_grads, depthwise_conv)), platforms=(platform,)
+    )(x, kernel, g)
+    for platform in ("cpu", "cuda", "tpu")
+  }
+  uses_convolution = {
+    platform: "convolution" in e.mlir_module() for platform, e in exported.items()
+  }
+  assert uses_convolution == {"cpu": False, "cuda": True, "tpu": True}
+  assert_close(exported["cpu"].call(x, kernel, g), reference(x, kernel, g), 1e-5)
+
+
+def test_export_with_symbolic_batch():
+  batch = jax.export.symbolic_shape("batch")[0]
+  x, kernel, g = random_case((3, 6, 6, 4, 3, 3))
+  exported = jax.export.export(jax.jit(depthwise_conv), platforms=("cpu",))(
+    jax.ShapeDtypeStruct((batch, 6, 6, 4), jnp.float32), kernel
+  )
+  y = exported.call(x, kernel)
+  np.testing.assert_allclose(y, reference(x, kernel, g)[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("conv, batch_axis", [(depthwise_conv, 0), (depthwise_conv_cbhw, 1)])
+def test_shard_map_over_eight_devices(conv, batch_axis, implementation):
+  x, kernel, g = random_case((16, 5, 6, 3, 3, 3))
+  want = reference(x, kernel, g)
+  if batch_axis:
+    x, g = (a.transpose(3, 0, 1, 2) for a in (x, g))
+  data = P(*[None] * batch_axis, "data")
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+  def step(x, kernel, g):
+    def loss(x, kernel):
+      return (conv(x, kernel, implementation=implementation) * g).sum()
+
+    return jax.grad(loss, (0, 1))(x, kernel)
+
+  sharded = jax.shard_map(step, mesh=mesh, in_specs=(data, P(), data), out_specs=(data, P()))
+  x_grad, kernel_grad = jax.jit(sharded)(x, kernel, g)
+  if batch_axis:
+    x_grad = x_grad.transpose(1, 2, 3, 0)
+  assert_close([x_grad, x_grad, kernel_grad], [want[1], want[1], want[2]], 1e-5)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_sharded_jit(implementation):
+  case = random_case((16, 5, 6, 3, 3, 3))
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+  shardings = [jax.NamedSharding(mesh, spec) for spec in (P("data"), P(), P("data"))]
+  call = jax.jit(partial(value_and_grads, partial(depthwise_conv, implementation=implementation)))
+  assert_close(call(*jax.device_put(case, shardings)), reference(*case), 1e-5)
+
+
+@pytest.mark.parametrize(
+  "x_shape, x_dtype, kernel_shape, implementation, error, words",
+  [
+    ((4, 4, 2), "float32", (3, 3, 2), None, ValueError, "x_bhwc must have 4 dimensions"),
+    ((1, 4, 4, 2), "float32", (3, 3, 1, 2), None, ValueError, "kernel_hwc must have 3 dimensions"),
+    ((1, 4, 4, 2), "float32", (3, 3, 4), None, ValueError, "2 channels of x_bhwc"),
+    ((1, 4, 4, 2), "float32", (0, 3, 2), None, ValueError, "at least one row"),
+    (
+      (1, 4, 4, 2),
+      "int32",
+      (3, 3, 2),
+      None,
+      TypeError,
+      "x_bhwc must be float32 or bfloat16, got int32",
+    ),
+    (
+      (1, 4, 4, 2),
+      "float32",
+      (3, 3, 2),
+      "fast",
+      ValueError,
+      "implementation must be None or one of",
+    ),
+  ],
+)
+def test_bad_input_names_the_argument(x_shape, x_dtype, kernel_shape, implementation, error, words):
+  with pytest.raises(error, match=words):
+    depthwise_conv(
+      jnp.ones(x_shape, x_dtype), jnp.ones(kernel_shape), implementation=implementation
+    )

@@ -126,7 +126,8 @@ def main() -> None:
     print(json.dumps(rows, indent=2))
     return
   print(
-    f"{'shape':18}{'implementation':21}{'mode':9}{'median ms':>11}{'ratio':>7}{'best ms':>10}{'ratio':>7}"
+    f"{'shape':18}{'implementation':21}{'mode':9}"
+    f"{'median ms':>11}{'ratio':>7}{'best ms':>10}{'ratio':>7}"
   )
   for r in rows:
     print(

@@ -1,7 +1,7 @@
 """The settings of `configs/cifar10_cpu.py` in PyTorch: the accuracy and the time to compare with.
 
 Command, after `pip install -e '.[torch]'`, from the repository's root:
-  TFDS_DATA_DIR=... python benchmarks/cifar10_cpu_torch.py [--epochs=10] [--seed=0]
+  TFDS_DATA_DIR=... python -m benchmarks.cifar10_cpu_torch [--epochs=10] [--seed=0]
 
 ConvMixer-64/4, kernel 5, patch 4, batch 128, AdamW with weight decay 0.01 on every
 parameter and eps 1e-8, peak 0.01 on the authors' schedule, flips, mean and deviation,
@@ -9,8 +9,6 @@ plain cross-entropy, float32, channels last. Prints one JSON line for each epoch
 """
 
 import json
-import pathlib
-import sys
 import time
 
 from absl import app, flags
@@ -19,9 +17,7 @@ import torch
 
 from convmixer_jax.data import Preprocess, in_memory
 from convmixer_jax.source import open_source
-
-sys.path.append(str(pathlib.Path(__file__).parents[1] / "tests" / "golden"))
-from torch_convmixer import conv_mixer
+from tests.golden.torch_convmixer import conv_mixer
 
 BATCH, PEAK = 128, 0.01
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)

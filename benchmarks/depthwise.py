@@ -1,140 +1,110 @@
-"""Times one depthwise convolution on CPU: this package's, XLA's own, and PyTorch's.
+"""One depthwise convolution in float32: ours, XLA's own, and PyTorch's in both memory formats.
 
-    python -m benchmarks.depthwise [--json] [--rounds 9] [--xla] [--shapes 64,16,16,256,5 ...]
+Command, after `pip install -e '.[torch]'`, from the repository's root:
+  python -m benchmarks.depthwise [--rounds=9] [--xla] [--json=FILE]
 
-All take turns within each round. The table gives medians in milliseconds, and the ratio of
-PyTorch's median (the faster memory format) to that of the row; fwd+bwd is the forward pass and both
-gradients.
+"fwd+bwd" is the forward pass and both gradients. "ratio" is the time of PyTorch's faster
+format over the row's, the median over rounds. XLA's own convolution is left out without --xla:
+at the largest shape one backward pass takes most of a minute.
 """
 
-import argparse
 from collections.abc import Callable
 import functools
-import json
-import time
 
+from absl import app, flags
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 
+from benchmarks import turns
 from convmixer_jax.depthwise import depthwise_conv, depthwise_conv_cbhw
 
-SHAPES = ["64,16,16,256,5", "8,32,32,768,7", "8,32,32,1536,9", "64,32,32,256,9", "128,8,8,64,5"]
-# XLA's backward pass takes a minute at the largest of these, so it is timed only up to this many
-# multiplications.
-XLA_LIMIT = 2e8
+# batch, height, width, channels, kernel size
+SHAPES = (
+  (64, 16, 16, 256, 5),
+  (8, 32, 32, 768, 7),
+  (8, 32, 32, 1536, 9),
+  (64, 32, 32, 256, 9),
+  (128, 8, 8, 64, 5),
+)
 
 
-def jax_calls(
-  conv: Callable, axes: tuple[int, ...], x: np.ndarray, kernel: np.ndarray, g: np.ndarray
-) -> dict:
-  """The jitted forward pass, and it with both gradients, on arrays laid out by `axes`."""
-  x, g = (jnp.asarray(np.ascontiguousarray(a.transpose(axes))) for a in (x, g))
-  kernel = jnp.asarray(kernel)
+def jax_calls(convolve: Callable, axes: tuple[int, ...], *arrays: np.ndarray) -> dict:
+  """The forward pass, and it with both gradients, on maps with their axes in this order."""
+  x, g = (jnp.asarray(a.transpose(axes)) for a in (arrays[0], arrays[2]))
+  kernel = jnp.asarray(arrays[1])
 
-  def both(x, kernel, g):
-    y, vjp = jax.vjp(conv, x, kernel)
+  def with_gradients(x, kernel, g):
+    y, vjp = jax.vjp(convolve, x, kernel)
     return y, vjp(g)
 
-  forward, both = jax.jit(conv), jax.jit(both)
+  forward, both = jax.jit(convolve), jax.jit(with_gradients)
   return {
     "fwd": lambda: jax.block_until_ready(forward(x, kernel)),
     "fwd+bwd": lambda: jax.block_until_ready(both(x, kernel, g)),
   }
 
 
-def torch_calls(memory_format, x: np.ndarray, kernel: np.ndarray, g: np.ndarray) -> dict:
+def torch_calls(memory_format: torch.memory_format, *arrays: np.ndarray) -> dict:
   """The same two in PyTorch."""
   x, g = (
-    torch.tensor(a).permute(0, 3, 1, 2).contiguous(memory_format=memory_format) for a in (x, g)
+    torch.tensor(a).permute(0, 3, 1, 2).contiguous(memory_format=memory_format)
+    for a in (arrays[0], arrays[2])
   )
-  kernel = torch.tensor(kernel).permute(2, 0, 1)[:, None].contiguous(memory_format=memory_format)
+  kernel = torch.tensor(arrays[1]).permute(2, 0, 1)[:, None].contiguous(memory_format=memory_format)
   x.requires_grad_()
   kernel.requires_grad_()
 
-  def forward():
+  def forward() -> torch.Tensor:
     return torch.nn.functional.conv2d(x, kernel, padding="same", groups=x.shape[1])
 
-  def inference():
+  def inference() -> None:
     with torch.no_grad():
       forward()
 
   return {"fwd": inference, "fwd+bwd": lambda: torch.autograd.grad(forward(), (x, kernel), g)}
 
 
-def milliseconds(call: Callable) -> float:
-  """Of one call."""
-  start = time.perf_counter()
-  call()
-  return 1e3 * (time.perf_counter() - start)
-
-
-def measure(shape: str, rounds: int, with_xla: bool) -> list[dict]:
-  """One row for each implementation and mode."""
-  batch, height, width, channels, size = map(int, shape.split(","))
-  rng = np.random.default_rng(0)
-  x, g = (rng.standard_normal((batch, height, width, channels), np.float32) for _ in range(2))
-  kernel = rng.standard_normal((size, size, channels), np.float32)
-  formats = {
-    "torch contiguous": torch.contiguous_format,
-    "torch channels_last": torch.channels_last,
+def measure(shape: tuple[int, ...]) -> list[dict]:
+  """One row for each mode and implementation."""
+  *maps, k = shape
+  random = np.random.default_rng(0)
+  sizes = (maps, (k, k, maps[-1]), maps)
+  arrays = [random.standard_normal(size, np.float32) for size in sizes]
+  implementations = {
+    "torch contiguous": torch_calls(torch.contiguous_format, *arrays),
+    "torch channels_last": torch_calls(torch.channels_last, *arrays),
+    "ours, bhwc": jax_calls(depthwise_conv, (0, 1, 2, 3), *arrays),
+    "ours, cbhw": jax_calls(depthwise_conv_cbhw, (3, 0, 1, 2), *arrays),
   }
-  calls = {
-    name: torch_calls(memory_format, x, kernel, g) for name, memory_format in formats.items()
-  }
-  calls["ours bhwc"] = jax_calls(depthwise_conv, (0, 1, 2, 3), x, kernel, g)
-  calls["ours cbhw"] = jax_calls(depthwise_conv_cbhw, (3, 0, 1, 2), x, kernel, g)
-  if with_xla and x.size * size**2 <= XLA_LIMIT:
+  if flags.FLAGS.xla:
     xla = functools.partial(depthwise_conv, implementation="xla")
-    calls["xla bhwc"] = jax_calls(xla, (0, 1, 2, 3), x, kernel, g)
-  first = {
-    name: milliseconds(pair["fwd"]) + milliseconds(pair["fwd+bwd"]) for name, pair in calls.items()
-  }
-  times = {(name, mode): [] for name in calls for mode in ("fwd", "fwd+bwd")}
-  for _ in range(rounds):
-    for (name, mode), taken in times.items():
-      taken.append(milliseconds(calls[name][mode]))
+    implementations["xla, bhwc"] = jax_calls(xla, (0, 1, 2, 3), *arrays)
   rows = []
-  for (name, mode), taken in times.items():
-    row = {"shape": shape, "implementation": name, "mode": mode, "first_call_ms": first[name]}
-    for kind, statistic in (("median", np.median), ("best", min)):
-      row[f"{kind}_ms"] = float(statistic(taken))
-      row[f"{kind}_ratio"] = (
-        min(float(statistic(times[f, mode])) for f in formats) / row[f"{kind}_ms"]
-      )
-    rows.append(row)
+  for mode in ("fwd", "fwd+bwd"):
+    calls = {name: pair[mode] for name, pair in implementations.items()}
+    times = turns.in_turns(calls, flags.FLAGS.rounds)
+    rows += [
+      {
+        "shape (b, h, w, c, k)": ", ".join(map(str, shape)),
+        "mode": mode,
+        "implementation": name,
+        "ms": 1e3 * float(np.median(seconds)),
+        "ratio": turns.ratio(times, name),
+      }
+      for name, seconds in times.items()
+    ]
   return rows
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
   """Measures and prints."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  parser.add_argument(
-    "--shapes", nargs="+", default=SHAPES, help="batch,height,width,channels,kernel"
-  )
-  parser.add_argument("--rounds", type=int, default=9)
-  parser.add_argument(
-    "--xla", action="store_true", help="also time XLA's own convolution at the smaller shapes"
-  )
-  parser.add_argument("--json", action="store_true")
-  args = parser.parse_args()
-  rows = [row for shape in args.shapes for row in measure(shape, args.rounds, args.xla)]
-  if args.json:
-    print(json.dumps(rows, indent=2))
-    return
-  print(
-    f"{'shape':18}{'implementation':21}{'mode':9}"
-    f"{'median ms':>11}{'ratio':>7}{'best ms':>10}{'ratio':>7}"
-  )
-  for r in rows:
-    print(
-      f"{r['shape']:18}{r['implementation']:21}{r['mode']:9}{r['median_ms']:11.2f}{r['median_ratio']:7.2f}"
-      f"{r['best_ms']:10.2f}{r['best_ratio']:7.2f}"
-    )
+  del argv
+  turns.report("Depthwise convolution", [row for shape in SHAPES for row in measure(shape)])
 
 
 if __name__ == "__main__":
-  main()
+  turns.define_flags()
+  flags.DEFINE_bool("xla", False, "Also XLA's own convolution.")
+  app.run(main)

@@ -63,9 +63,8 @@ def jax_call(name: str, image: np.ndarray, label: np.ndarray, **attributes) -> C
   states = [state]
 
   def call() -> None:
-    states[0], values = step(states[0], batch)
-    values["loss"].block_until_ready()
-    states[0].step.block_until_ready()
+    states[0], _ = step(states[0], batch)
+    jax.block_until_ready(states[0])
 
   return call
 

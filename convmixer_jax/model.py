@@ -196,4 +196,8 @@ def _patches(image_bhwc: jax.Array, size: int, layout: str) -> jax.Array:
 
 def _mix_channels(x: jax.Array, kernel_cf: jax.Array, layout: str) -> jax.Array:
   """The same matrix product at every position: a 1x1 convolution without its bias."""
-  return jnp.einsum(f"{layout},cf->{layout.replace('c', 'f')}", x, kernel_cf)
+  # Two axes each: of products with more, XLA's CPU backend transposes the gradients.
+  channels, features = kernel_cf.shape
+  if layout == "cbhw":
+    return (kernel_cf.T @ x.reshape(channels, -1)).reshape(features, *x.shape[1:])
+  return (x.reshape(-1, channels) @ kernel_cf).reshape(*x.shape[:-1], features)

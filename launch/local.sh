@@ -3,4 +3,6 @@
 # With no flags: configs/digits.py. EXTRAS=cuda or EXTRAS=tpu for an accelerator.
 set -euo pipefail
 source "$(dirname "$0")/venv.sh" "${EXTRAS:-}"
+# Huge pages for large buffers, which every step on CPU maps anew (docs/performance.md).
+export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 exec "$python" -m convmixer_jax.main "$@"

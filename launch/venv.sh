@@ -21,7 +21,7 @@ is_supported "$python" || "$base" -m venv --clear "$venv"
 stamp=$(cat pyproject.toml launch/constraints.txt | cksum)
 if [ "$stamp" != "$(cat "$venv/installed.$1" 2>/dev/null)" ]; then
   echo "installing into $venv" >&2
-  "$python" -m pip install --quiet --disable-pip-version-check --constraint launch/constraints.txt \
+  "$python" -m pip install -qq --disable-pip-version-check --constraint launch/constraints.txt \
     --editable ".${1:+[$1]}"
   echo "$stamp" >"$venv/installed.$1"
 fi

@@ -67,7 +67,8 @@ def read_config(workdir: pathlib.Path) -> config_dict.ConfigDict:
 def main(argv: Sequence[str]) -> None:
   """Trains or evaluates as the flags say; a signal's save ends with exit code 128 + signal."""
   if not flags.FLAGS["verbosity"].present:
-    absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells a dozen lines for each save
+    # Orbax tells a dozen lines for each save, and warns of each without an accuracy.
+    absl_logging.set_verbosity(absl_logging.ERROR)
   if len(argv) > 1:
     raise UserError(f"{argv[1]!r} is not a flag: flags begin with --")
   # JAX is imported after the flags are known to be right, and not by data workers.

@@ -9,6 +9,7 @@ import pytest
 from convmixer_jax import ConvMixer
 from convmixer_jax.metrics import cross_entropy
 from convmixer_jax.model import LAYOUTS
+from tests.plain_convmixer import PlainConvMixer
 
 GOLDEN = pathlib.Path(__file__).with_name("golden")
 MODELS = {
@@ -121,6 +122,38 @@ def test_bfloat16_is_close_to_float32():
   logits = model.apply(golden["before"], golden["image"])
   error = np.abs(logits - golden["eval_logits"]).max() / np.abs(golden["eval_logits"]).max()
   assert 1e-5 < error < 0.05
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("sizes", [(8, 2, 5, 2, 6, "gelu"), (9, 2, 4, 1, 6, "relu")], ids=str)
+def test_the_fused_path_gives_the_plain_modules_numbers(sizes, layout):
+  image = jax.random.normal(jax.random.key(1), (4, 8, 6, 3))
+  label = jnp.array([0, 5, 3, 1])
+  ours, plain = ConvMixer(*sizes, layout=layout), PlainConvMixer(*sizes)
+  variables = ours.init(jax.random.key(0), image)
+
+  def value_and_gradient(model):
+    def loss_fn(params):
+      logits, updated = model.apply(
+        {**variables, "params": params}, image, train=True, mutable=["batch_stats"]
+      )
+      return cross_entropy(logits, label).mean(), (logits, updated)
+
+    return jax.jit(jax.grad(loss_fn, has_aux=True))(variables["params"])
+
+  with jax.numpy_rank_promotion("allow"):  # Flax's Dense adds its bias so
+    gradient, (logits, updated) = value_and_gradient(plain)
+  our_gradient, (our_logits, our_updated) = value_and_gradient(ours)
+  np.testing.assert_allclose(our_logits, logits, rtol=1e-5, atol=1e-5)
+  assert_trees_close(our_gradient, gradient, 2e-5)
+  count = 4 * 8 * 6 // sizes[3] ** 2
+  for name in ("stem_norm", "blocks_1"):
+    means, their_means = (
+      jax.tree.leaves(u["batch_stats"][name])[0] for u in (our_updated, updated)
+    )
+    np.testing.assert_allclose(means, their_means, rtol=1e-4, atol=1e-6)
+  ours_var, their_var = (u["batch_stats"]["stem_norm"]["var"] for u in (our_updated, updated))
+  np.testing.assert_allclose((ours_var - 0.9) * (count - 1), (their_var - 0.9) * count, rtol=1e-3)
 
 
 def test_no_classes_gives_the_pooled_features():

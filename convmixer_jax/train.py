@@ -150,7 +150,8 @@ def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> int | None:
   last = run.epochs * steps_per_epoch
   last = last if run.max_steps is None else min(last, run.max_steps)
   state, first = resume(workdir, experiment.fresh_state())
-  config_lib.write_json(config, workdir / "config.json")
+  if jax.process_index() == 0:
+    config_lib.write_json(config, workdir / "config.json")
   _log.info("at step %d of %d, %d to the epoch", first, last, steps_per_epoch)
   with Interrupt() as interrupt, Checkpoints(workdir, run.keep_checkpoints) as checkpoints:
     batch_size = config.data.batch_size

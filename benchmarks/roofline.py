@@ -29,8 +29,9 @@ MODELS = {
 def main(argv: list[str]) -> None:
   """Prints a Markdown table."""
   del argv
-  print("| model | pointwise GFLOP | depthwise GFLOP | GB moved | matrix units, us | CUDA cores, us "
-        "| memory, us | sum, images/s | memory alone, images/s |")  # fmt: skip
+  columns = ("model", "pointwise GFLOP", "depthwise GFLOP", "GB moved", "matrix units, us",
+             "CUDA cores, us", "memory, us", "sum, images/s", "memory alone, images/s")  # fmt: skip
+  print(f"| {' | '.join(columns)} |")
   print("|" + "---|" * 9)
   for name, (dim, depth, kernel, patch, size) in MODELS.items():
     positions = (size // patch) ** 2

@@ -52,7 +52,7 @@ def base() -> config_dict.ConfigDict:
       patch_size=required(int),
       num_classes=required(int),
       activation="gelu",  # "gelu" (exact) or "relu"
-      depthwise=optional(str),  # convolution: "taps" or "xla"; None: by the platform
+      depthwise=optional(str),  # convolution: "taps", "xla", "pallas"; None: by the platform
       dtype="float32",  # of the computation: "float32" or "bfloat16"; parameters are float32
     ),
     optimizer=dict(
@@ -86,7 +86,7 @@ _CHOICES = {
   "data.crop": ("none", "random_resized"),
   "data.cache": ("none", "host", "device"),
   "model.activation": ("gelu", "relu"),
-  "model.depthwise": (None, "taps", "xla"),
+  "model.depthwise": (None, "taps", "xla", "pallas"),
   "model.dtype": ("float32", "bfloat16"),
   "optimizer.decay": ("all", "kernels"),
   "schedule.name": ("onecycle", "cosine", "optax_onecycle"),

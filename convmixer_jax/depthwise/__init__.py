@@ -16,12 +16,12 @@ import jax
 from jax import Array, lax
 import jax.numpy as jnp
 
-from convmixer_jax.depthwise import taps, xla
+from convmixer_jax.depthwise import pallas_gpu, taps, xla
 
 # A backend is a module with forward(x, kernel, layout) -> y and backward(x, kernel, y_grad, layout)
 # -> (x_grad, kernel_grad). A new one, for instance a GPU kernel, is one file, one line here and one
 # in `_on_platform`.
-_BACKENDS = {"taps": taps, "xla": xla}
+_BACKENDS = {"taps": taps, "xla": xla, "pallas": pallas_gpu}
 
 
 def depthwise_conv(x_bhwc: Array, kernel_hwc: Array, *, implementation: str | None = None) -> Array:
@@ -32,8 +32,9 @@ def depthwise_conv(x_bhwc: Array, kernel_hwc: Array, *, implementation: str | No
     kernel_hwc: (kernel height, kernel width, c), float32 or bfloat16, any size from 1. An even
       kernel has its extra row and column of padding at the bottom and right, as in PyTorch's and
       XLA's SAME.
-    implementation: 'taps' (fast on CPU), 'xla' (`lax.conv_general_dilated`, the reference), or
-      None: 'taps' where the computation is lowered for CPU and 'xla' elsewhere.
+    implementation: 'taps' (fast on CPU), 'xla' (`lax.conv_general_dilated`, the reference),
+      'pallas' (kernels for NVIDIA GPUs), or None: 'taps' where the computation is lowered for CPU
+      and 'xla' elsewhere.
 
   Raises:
     TypeError: a dtype other than float32 and bfloat16.

@@ -1,7 +1,7 @@
 """ConvMixer-64/4 on CIFAR-10: ten epochs that a laptop's CPU trains in minutes.
 
 Command:   python -m convmixer_jax.main --config=configs/cifar10_cpu.py
-Reaches:   see README.md.
+Reaches:   74.9 % on the JPEG copy of CIFAR-10 in 2 min 20 s on 2 CPU cores (README.md).
 Source:    our own; `benchmarks/cifar10_cpu_torch.py` runs the same in PyTorch.
 """
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from convmixer_jax.depthwise import depthwise_conv, depthwise_conv_cbhw
+from tests.depthwise_reference import reference
 
 IMPLEMENTATIONS = ("taps", "xla")
 # batch, height, width, channels, kernel rows, kernel columns
@@ -20,22 +21,6 @@ SHAPES = [(2, 9, 7, 3, k, k) for k in range(1, 16)] + [
   (6, 40, 5, 2, 3, 3),
   (1, 1, 1, 4, 6, 1),
 ]
-
-
-def reference(x, kernel, g):
-  """Returns the map and both gradients in float64, by definition."""
-  x, kernel, g = (np.asarray(a, np.float64) for a in (x, kernel, g))
-  (height, width), (rows, columns, _) = x.shape[1:3], kernel.shape
-  top, left = (rows - 1) // 2, (columns - 1) // 2
-  padded = np.pad(x, ((0, 0), (top, rows // 2), (left, columns // 2), (0, 0)))
-  y, padded_grad, kernel_grad = np.zeros_like(x), np.zeros_like(padded), np.zeros_like(kernel)
-  for i in range(rows):
-    for j in range(columns):
-      window = np.s_[:, i : i + height, j : j + width]
-      y += padded[window] * kernel[i, j]
-      padded_grad[window] += g * kernel[i, j]
-      kernel_grad[i, j] = (padded[window] * g).sum((0, 1, 2))
-  return y, padded_grad[:, top : top + height, left : left + width], kernel_grad
 
 
 def random_case(shape, dtype=jnp.float32, seed=0):

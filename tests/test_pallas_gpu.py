@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from convmixer_jax.depthwise import depthwise_conv, depthwise_conv_cbhw, pallas_gpu
+from tests.depthwise_reference import reference
 
 pallas_conv = functools.partial(depthwise_conv, implementation="pallas")
 pallas_conv_cbhw = functools.partial(depthwise_conv_cbhw, implementation="pallas")
@@ -37,23 +38,6 @@ def lower_for_gpu(jitted, mesh, *args):
 
 def random(shape, dtype, seed):
   return jnp.asarray(np.random.RandomState(seed).randn(*shape), dtype)
-
-
-def reference(x_bhwc, kernel_hwc, g_bhwc):
-  """Output and gradients of input and kernel in float64."""
-  x, kernel, g = (np.asarray(a, np.float64) for a in (x_bhwc, kernel_hwc, g_bhwc))
-  (rows, columns), (_, height, width, _) = kernel.shape[:2], x.shape
-  sides = [((size - 1) // 2, size // 2) for size in (rows, columns)]
-  padded = np.pad(x, ((0, 0), *sides, (0, 0)))
-  y, padded_grad, kernel_grad = np.zeros_like(x), np.zeros_like(padded), np.zeros_like(kernel)
-  for i in range(rows):
-    for j in range(columns):
-      window = np.s_[:, i : i + height, j : j + width]
-      y += padded[window] * kernel[i, j]
-      padded_grad[window] += g * kernel[i, j]
-      kernel_grad[i, j] = (padded[window] * g).sum((0, 1, 2))
-  inside = np.s_[:, sides[0][0] : sides[0][0] + height, sides[1][0] : sides[1][0] + width]
-  return y, padded_grad[inside], kernel_grad
 
 
 def assert_close(actual, desired, dtype):

@@ -90,8 +90,8 @@ class Preprocess:
   def _centre(self, image: PIL.Image.Image) -> PIL.Image.Image:
     """timm's evaluation: short side to image_size / eval_fraction, bicubic, then the centre."""
     short, size = math.floor(self.image_size / self.eval_fraction), self.image_size
-    scale = short / min(image.size)
-    w, h = (short if side == min(image.size) else int(scale * side) for side in image.size)
+    # Multiplied first: a ratio rounded before would lose a pixel of some long sides.
+    w, h = (int(short * side / min(image.size)) for side in image.size)
     left, top = round((w - size) / 2), round((h - size) / 2)  # half to even, as in timm
     resized = image.resize((w, h), PIL.Image.Resampling.BICUBIC)
     return resized.crop((left, top, left + size, top + size))

@@ -104,6 +104,7 @@ def pillow_centre(width, height, resized, left, top):
     ((224, 224), (233, 233), 4, 4),
     ((235, 233), (235, 233), 6, 4),  # 5.5 rounds to 6
     ((237, 233), (237, 233), 6, 4),  # 6.5 rounds to 6
+    ((586, 293), (466, 233), 121, 4),  # exactly twice as long stays so
   ],
 )
 def test_centre_crop_is_timms(size, resized, left, top):

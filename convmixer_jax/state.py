@@ -11,6 +11,7 @@ from ml_collections import config_dict
 import optax
 
 from convmixer_jax import mesh as mesh_lib
+from convmixer_jax.depthwise import default_implementation
 from convmixer_jax.model import ConvMixer
 
 _log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ def make_model(config: config_dict.ConfigDict, mesh: Mesh) -> ConvMixer:
   """The ConvMixer of `config.model`, in the layout that is fastest on the mesh's devices."""
   platform = mesh.devices.flat[0].platform
   layout = "cbhw" if platform == "cpu" else "bhwc"
-  depthwise = config.model.depthwise or ("taps" if platform == "cpu" else "xla")
+  depthwise = config.model.depthwise or default_implementation(platform)
   _log.info("on %s: maps lie as %s, depthwise convolution by %s", platform, layout, depthwise)
   return ConvMixer(**{**config.model, "dtype": jnp.dtype(config.model.dtype), "layout": layout})
 

@@ -94,7 +94,13 @@ def _on_platform(function: str, implementation: str | None, layout: str, *args: 
   }
   if implementation is not None:
     return call[implementation](*args)
-  return lax.platform_dependent(*args, cpu=call["taps"], default=call["xla"])
+  cpu, others = (call[default_implementation(platform)] for platform in ("cpu", "others"))
+  return lax.platform_dependent(*args, cpu=cpu, default=others)
+
+
+def default_implementation(platform: str) -> str:
+  """What `implementation=None` means where the computation is lowered for `platform`."""
+  return "taps" if platform == "cpu" else "xla"
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -1,20 +1,37 @@
 """Affine transforms of uint8 images by Pillow's rules, each image with its own.
 
-Pixel (i, j) covers [j, j + 1) x [i, i + 1), so its centre lies at (j + 0.5, i + 0.5). A matrix
-takes centres of output pixels to points of the input, both seen from the centre of the image:
-there the coordinates are small, and so are float32's errors. A point outside of the image gives
-the fill colour; the neighbours that an interpolation needs are clamped to the image.
+Pixel (i, j) covers [j, j + 1) x [i, i + 1), so its centre lies at (j + 0.5, i + 0.5). The centre
+of each output pixel is taken to a point of the input. A point outside of the image gives the fill
+colour; the neighbours that an interpolation needs are clamped to the image.
+
+Pillow finds the points in float64. Here they are integers, of 1/2**31 pixel in two parts: so
+which pixels they touch does not hang on rounding, nor on the device.
 
 Dimension letters: b batch, h height, w width, c channels.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from jax import Array
 import jax.numpy as jnp
 
 from convmixer_jax.augment.op import Interpolation, Op
 from convmixer_jax.augment.rounding import product
+
+
+class Affine(NamedTuple):
+  """Where output points (x, y) lie on the input: linear @ (x, y) + shift, in pixels.
+
+  Attributes:
+    linear_b22: float32, of magnitude below 2.
+    shift_b2: float32.
+    centred_b: whether x and y count from the centre of the image or from its top left corner.
+  """
+
+  linear_b22: Array
+  shift_b2: Array
+  centred_b: Array
 
 
 def apply(
@@ -27,53 +44,13 @@ def apply(
 ) -> Array:
   """Each image after its own geometric op; other ops leave it as it is.
 
+  Pillow cuts float64 values to whole levels; of those in float32 a few in a hundred thousand
+  come out a level apart.
+
   Args:
-    image_bhwc: uint8.
+    image_bhwc: uint8, no side above 4096.
     op_b: int32, numbers of `Op`.
     argument_b: float32, in the units named in `Op`.
-    interpolation_b, fill, interpolations: see `affine`.
-
-  Returns:
-    uint8 of the same shape.
-  """
-  _, h, w, _ = image_bhwc.shape
-  matrix_b23 = matrix(op_b, argument_b, h, w)
-  return affine(image_bhwc, matrix_b23, interpolation_b, fill, interpolations)
-
-
-def matrix(op_b: Array, argument_b: Array, height: int, width: int) -> Array:
-  """(b, 2, 3) float32: the maps of the ops, for `affine`; the identity for other ops."""
-
-  def if_op(op: Op, value: Array, otherwise: Array) -> Array:
-    return jnp.where(op_b == op, value, otherwise)
-
-  zero, one = jnp.zeros_like(argument_b), jnp.ones_like(argument_b)
-  angle = jnp.deg2rad(argument_b)
-  cosine, sine = (if_op(Op.ROTATE, f(angle), n) for f, n in ((jnp.cos, one), (jnp.sin, zero)))
-  shear_x = if_op(Op.SHEAR_X, argument_b, if_op(Op.CENTRED_SHEAR_X, argument_b, -sine))
-  shear_y = if_op(Op.SHEAR_Y, argument_b, if_op(Op.CENTRED_SHEAR_Y, argument_b, sine))
-  x = if_op(Op.SHEAR_X, argument_b * (height / 2), if_op(Op.TRANSLATE_X, argument_b, zero))
-  y = if_op(Op.SHEAR_Y, argument_b * (width / 2), if_op(Op.TRANSLATE_Y, argument_b, zero))
-  rows = [jnp.stack(row, axis=-1) for row in ((cosine, shear_x, x), (shear_y, cosine, y))]
-  return jnp.stack(rows, axis=1)
-
-
-def affine(
-  image_bhwc: Array,
-  matrix_b23: Array,
-  interpolation_b: Array,
-  fill: Sequence[int],
-  interpolations: Sequence[Interpolation] = tuple(Interpolation),
-) -> Array:
-  """Image.transform with AFFINE and fillcolor.
-
-  Pillow computes in float64 and cuts to whole levels; in float32 a few pixels in ten thousand
-  differ by a level.
-
-  Args:
-    image_bhwc: uint8.
-    matrix_b23: float32, from the output's (x, y, 1) to the input's (x, y), in pixels from the
-      centre of the image.
     interpolation_b: int32, numbers of `Interpolation`.
     fill: a level for each channel.
     interpolations: those that occur in `interpolation_b`; only they are computed.
@@ -82,13 +59,45 @@ def affine(
     uint8 of the same shape.
 
   Raises:
-    ValueError: not uint8, no level for each channel, or no interpolation.
+    ValueError: another type or size, no level for each channel, or no interpolation.
   """
-  if image_bhwc.ndim != 4 or image_bhwc.dtype != jnp.uint8:
-    raise ValueError(f"image_bhwc must be uint8 of 4 dimensions, got {image_bhwc.dtype} "
-                     f"{image_bhwc.shape}")  # fmt: skip
-  if len(fill) != image_bhwc.shape[3]:
-    raise ValueError(f"fill must have a level for each of {image_bhwc.shape[3]} channels: {fill}")
+  return affine(
+    image_bhwc, transform_of(op_b, argument_b), interpolation_b, fill, interpolations
+  )
+
+
+def transform_of(op_b: Array, argument_b: Array) -> Affine:
+  """The transforms of the ops; the identity for other ops."""
+
+  def argument_of(*ops: Op) -> Array:
+    return jnp.where(jnp.isin(op_b, jnp.array(ops)), argument_b, 0)
+
+  angle = jnp.deg2rad(argument_of(Op.ROTATE))
+  cosine, sine = jnp.cos(angle), jnp.sin(angle)
+  shear_x = argument_of(Op.SHEAR_X, Op.CENTRED_SHEAR_X)
+  shear_y = argument_of(Op.SHEAR_Y, Op.CENTRED_SHEAR_Y)
+  rows = [jnp.stack(row, axis=-1) for row in ((cosine, shear_x - sine), (shear_y + sine, cosine))]
+  shift = [argument_of(Op.TRANSLATE_X), argument_of(Op.TRANSLATE_Y)]
+  corner = (op_b == Op.SHEAR_X) | (op_b == Op.SHEAR_Y)
+  return Affine(jnp.stack(rows, axis=1), jnp.stack(shift, axis=-1), ~corner)
+
+
+def affine(
+  image_bhwc: Array,
+  transform: Affine,
+  interpolation_b: Array,
+  fill: Sequence[int],
+  interpolations: Sequence[Interpolation] = tuple(Interpolation),
+) -> Array:
+  """`Image.transform` with AFFINE and fillcolor; arguments as of `apply`."""
+  _, h, w, c = image_bhwc.shape
+  if image_bhwc.dtype != jnp.uint8 or max(h, w) > 4096:
+    raise ValueError(
+      "image_bhwc must be uint8 of sides up to 4096, "
+      f"got {image_bhwc.dtype} {image_bhwc.shape}"
+    )
+  if len(fill) != c:
+    raise ValueError(f"fill must be {c} levels, one for each channel, got {fill}")
   if not interpolations:
     raise ValueError("interpolations must name at least one")
   functions = {
@@ -97,12 +106,11 @@ def affine(
     Interpolation.BICUBIC: _bicubic,
   }
   pixel = _pixel_reader(image_bhwc)
-  _, h, w, _ = image_bhwc.shape
   first, *others = dict.fromkeys(interpolations)
-  level, inside = functions[first](pixel, matrix_b23, h, w)
+  level, inside = functions[first](pixel, transform, h, w)
   for other in others:
     is_other = (interpolation_b == other)[:, None, None]
-    other_level, other_inside = functions[other](pixel, matrix_b23, h, w)
+    other_level, other_inside = functions[other](pixel, transform, h, w)
     level = jnp.where(is_other[..., None], other_level, level)
     inside = jnp.where(is_other, other_inside, inside)
   fill_111c = jnp.array(fill, jnp.float32)[None, None, None]
@@ -124,70 +132,88 @@ def _pixel_reader(image_bhwc: Array) -> Callable[[Array, Array], Array]:
   return pixel
 
 
-def _points(matrix_b23: Array, row_1h1: Array, column_11w: Array, h: int, w: int) -> list[Array]:
-  """Where the centres of output pixels fall on the input: x and y, from its top left corner."""
-  x = (column_11w - (w - 1) / 2).astype(jnp.float32)
-  y = (row_1h1 - (h - 1) / 2).astype(jnp.float32)
-  return [
-    product(by_x, x) + product(by_y, y) + shift + half
-    for (by_x, by_y, shift), half in zip(_coefficients(matrix_b23), (w / 2, h / 2), strict=True)
-  ]
+def _points(transform: Affine, row: Array, column: Array, h: int, w: int) -> list:
+  """Where the centres of output pixels lie on the input: x and y, from its top left corner.
+
+  Each is a pair of int32, high in units of 2**-16 pixel and low, below 2**15, of 2**-31.
+  """
+
+  def per_image(array_b: Array) -> Array:
+    return array_b[:, None, None]
+
+  points = []
+  for axis, size in enumerate((w, h)):
+    whole = jnp.floor(transform.shift_b2[:, axis])
+    part = jnp.minimum(transform.shift_b2[:, axis] - whole, 1 - 2.0**-24)  # not rounded up to 1
+    part = (part * 2.0**31).astype(jnp.int32)
+    origin = jnp.where(transform.centred_b, size << 15, 0)
+    high = per_image((whole.astype(jnp.int32) << 16) + (part >> 15) + origin)
+    low = per_image(part & 0x7FFF)
+    for source, (place, side) in enumerate(((column, w), (row, h))):
+      half_pixels = 2 * place + 1 - per_image(jnp.where(transform.centred_b, side, 0))
+      factor = per_image(_fixed(transform.linear_b22[:, axis, source]))
+      high += half_pixels * (factor >> 15)
+      low += half_pixels * (factor & 0x7FFF)
+    points.append((high + (low >> 15), low & 0x7FFF))
+  return points
 
 
-def _coefficients(matrix_b23: Array) -> list[list[Array]]:
-  return [[matrix_b23[:, i, j, None, None] for j in range(3)] for i in range(2)]
+def _fixed(factor_b: Array) -> Array:
+  """int32 in units of 2**-30; float32 from 2**-6 on keep their value."""
+  return jnp.round(factor_b * 2.0**30).astype(jnp.int32)
 
 
 def _grid(h: int, w: int) -> tuple[Array, Array]:
   return jnp.arange(h)[None, :, None], jnp.arange(w)[None, None]
 
 
-def _nearest(pixel: Callable, matrix_b23: Array, h: int, w: int) -> tuple[Array, Array]:
+def _nearest(pixel: Callable, transform: Affine, h: int, w: int) -> tuple[Array, Array]:
   """Levels (b, h, w, c) and whether the points are inside (b, h, w).
 
-  Pillow walks the points in steps of 1/65536 pixel from the first.
+  Pillow walks the points from the first in steps that are multiples of 2**-16 pixel.
   """
-
-  def fixed(value: Array) -> Array:
-    whole = jnp.floor(value)
-    part = jnp.floor((value - whole) * 65536 + 0.5)
-    return 65536 * whole.astype(jnp.int32) + part.astype(jnp.int32)
-
   row, column = _grid(h, w)
-  first = _points(matrix_b23, row[:, :1], column[:, :, :1], h, w)
+  first = _points(transform, row[:, :1], column[:, :, :1], h, w)
+  step = (_fixed(transform.linear_b22) + (1 << 13)) >> 14
   x, y = (
-    (fixed(start) + fixed(by_x) * column + fixed(by_y) * row) >> 16
-    for start, (by_x, by_y, _) in zip(first, _coefficients(matrix_b23), strict=True)
+    (high + (low >> 14) + step[:, i, :1, None] * column + step[:, i, 1:, None] * row) >> 16
+    for i, (high, low) in enumerate(first)
   )
   return pixel(y, x), (x >= 0) & (x < w) & (y >= 0) & (y < h)
 
 
-def _cells(matrix_b23: Array, h: int, w: int) -> tuple[Array, ...]:
+def _cells(transform: Affine, h: int, w: int) -> tuple[Array, ...]:
   """The pixel up and left of each point, the way from its centre, and whether it is inside."""
-  x, y = _points(matrix_b23, *_grid(h, w), h, w)
-  inside = (x >= 0) & (x < w) & (y >= 0) & (y < h)
-  left, up = jnp.floor(x - 0.5), jnp.floor(y - 0.5)
-  across, down = ((a[..., None]) for a in (x - 0.5 - left, y - 0.5 - up))
-  return up.astype(jnp.int32), left.astype(jnp.int32), down, across, inside
+  inside, corner, way = jnp.array(True), [], []
+  for size, (high, low) in zip((w, h), _points(transform, *_grid(h, w), h, w), strict=True):
+    inside &= (high >= 0) & (high < size << 16)
+    high -= 1 << 15
+    corner.append(high >> 16)
+    way.append((((high & 0xFFFF) << 15) | low)[..., None].astype(jnp.float32) * 2.0**-31)
+  (left, up), (across, down) = corner, way
+  return up, left, down, across, inside
 
 
-def _bilinear(pixel: Callable, matrix_b23: Array, h: int, w: int) -> tuple[Array, Array]:
-  """As `_nearest`, of the four pixels around."""
-  up, left, down, across, inside = _cells(matrix_b23, h, w)
+def _bilinear(pixel: Callable, transform: Affine, h: int, w: int) -> tuple[Array, Array]:
+  """As `_nearest`, of the four pixels around, the value cut to a whole level."""
+  up, left, down, across, inside = _cells(transform, h, w)
+  base = pixel(up, left)  # differences from it are small, and so are float32's errors in them
 
   def between(near: Array, far: Array, way: Array) -> Array:
     return near + product(far - near, way)
 
-  rows = [between(pixel(up + i, left), pixel(up + i, left + 1), across) for i in range(2)]
-  return between(*rows, down), inside
+  rows = [[pixel(up + i, left + j) - base for j in range(2)] for i in range(2)]
+  return base + jnp.floor(between(*(between(*row, across) for row in rows), down)), inside
 
 
-def _bicubic(pixel: Callable, matrix_b23: Array, h: int, w: int) -> tuple[Array, Array]:
-  """As `_nearest`, of the sixteen pixels around."""
-  up, left, down, across, inside = _cells(matrix_b23, h, w)
+def _bicubic(pixel: Callable, transform: Affine, h: int, w: int) -> tuple[Array, Array]:
+  """As `_bilinear`, of the sixteen pixels around."""
+  up, left, down, across, inside = _cells(transform, h, w)
+  base = pixel(up, left)
   offsets = range(-1, 3)
-  rows = [_cubic(*(pixel(up + i, left + j) for j in offsets), across) for i in offsets]
-  return jnp.clip(_cubic(*rows, down), 0, 255), inside
+  rows = [[pixel(up + i, left + j) - base for j in offsets] for i in offsets]
+  change = _cubic(*(_cubic(*row, across) for row in rows), down)
+  return jnp.clip(base + jnp.floor(change), 0, 255), inside
 
 
 def _cubic(p0: Array, p1: Array, p2: Array, p3: Array, way: Array) -> Array:

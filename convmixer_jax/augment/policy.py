@@ -1,0 +1,204 @@
+"""What RandAugment draws from, as timm and torchvision spell it."""
+
+from collections.abc import Callable
+import dataclasses
+import re
+
+from jax import Array
+import jax.numpy as jnp
+
+from convmixer_jax.augment.op import Interpolation, Op
+from convmixer_jax.augment.rounding import product
+from convmixer_jax.errors import UserError
+
+_BINS = 31  # torchvision's magnitudes are 0..30
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+  """One RandAugment: `layers` times an op, drawn evenly and with replacement.
+
+  Attributes:
+    ops: to draw from.
+    layers: how many ops are drawn for an image.
+    probability: that a drawn op is applied.
+    magnitude: its mean.
+    magnitude_std: of the normal noise on the magnitude; infinite for an even draw from 0 to
+      `magnitude`.
+    magnitude_max: where the noisy magnitude is cut off; below, it is at 0.
+    interpolations: drawn from evenly, for geometric ops.
+    argument: (op, magnitude, sign, height, width) -> what the ops of `op` take, all float32 or
+      int32 arrays of one shape and `sign` -1 or 1.
+  """
+
+  ops: tuple[Op, ...]
+  layers: int
+  probability: float
+  magnitude: float
+  magnitude_std: float
+  magnitude_max: float
+  interpolations: tuple[Interpolation, ...]
+  argument: Callable[[Array, Array, Array, int, int], Array]
+
+
+def parse(text: str) -> Policy:
+  """The policy of a string: sections in any order after the family, separated by dashes.
+
+  `rand-m9-mstd0.5-inc1` is timm's (timm/data/auto_augment.py). Its sections: m, the magnitude
+  (10); n, the layers (2); mstd, the noise (0; above 100, even); mmax, the largest magnitude (10);
+  p, the probability of each op (0.5); inc, that ops grow stronger with the magnitude. As in timm
+  any number after inc means so, 0 too. Weights (w) are not supported.
+
+  `torchvision-n2-m9` is torchvision's RandAugment as of 0.11, with 31 magnitudes, nearest
+  neighbours: n (2) and m (9).
+
+  Raises:
+    UserError: names what is wrong with the string and what is allowed.
+  """
+  family, *sections = text.split("-")
+  if family not in _FAMILIES:
+    raise UserError(f"policy {text!r} must begin with one of {sorted(_FAMILIES)}, not {family!r}")
+  make, allowed = _FAMILIES[family]
+  values: dict[str, float] = {}
+  for section in sections:
+    name, number = re.fullmatch(r"([a-z]*)(.*)", section, re.DOTALL).groups()  # type: ignore[union-attr]
+    if name not in allowed:
+      reason = "weights are not supported" if name == "w" else "is unknown"
+      raise UserError(
+        f"policy {text!r}: section {section!r} {reason}; the sections of {family!r} are "
+        f"{', '.join(allowed)}, each with a number"
+      )
+    pattern, valid, meaning = allowed[name]
+    if not re.fullmatch(pattern, number, re.ASCII) or not valid(float(number)):
+      raise UserError(f"policy {text!r}: {name} must be {meaning}, got {number!r}")
+    if name in values:
+      raise UserError(f"policy {text!r}: {name} occurs twice")
+    values[name] = float(number)
+  return make(**values)
+
+
+def _timm(
+  m: float = 10,
+  n: float = 2,
+  mstd: float = 0,
+  mmax: float = 10,
+  p: float = 0.5,
+  inc: float | None = None,
+) -> Policy:
+  return Policy(
+    ops=_TIMM_OPS,
+    layers=int(n),
+    probability=p,
+    magnitude=m,
+    magnitude_std=float("inf") if mstd > 100 else mstd,
+    magnitude_max=mmax,
+    interpolations=(Interpolation.BILINEAR, Interpolation.BICUBIC),
+    argument=_timm_argument if inc is None else _timm_increasing_argument,
+  )
+
+
+def _torchvision(m: float = 9, n: float = 2) -> Policy:
+  return Policy(
+    ops=_TORCHVISION_OPS,
+    layers=int(n),
+    probability=1,
+    magnitude=m,
+    magnitude_std=0,
+    magnitude_max=_BINS - 1,
+    interpolations=(Interpolation.NEAREST,),
+    argument=_torchvision_argument,
+  )
+
+
+_TIMM_OPS = (
+  Op.AUTO_CONTRAST, Op.EQUALIZE, Op.INVERT, Op.ROTATE, Op.POSTERIZE, Op.SOLARIZE, Op.SOLARIZE_ADD,
+  Op.COLOR, Op.CONTRAST, Op.BRIGHTNESS, Op.SHARPNESS, Op.SHEAR_X, Op.SHEAR_Y, Op.TRANSLATE_X,
+  Op.TRANSLATE_Y,
+)  # fmt: skip
+
+_TORCHVISION_OPS = (
+  Op.IDENTITY, Op.CENTRED_SHEAR_X, Op.CENTRED_SHEAR_Y, Op.TRANSLATE_X, Op.TRANSLATE_Y, Op.ROTATE,
+  Op.BRIGHTNESS, Op.COLOR, Op.CONTRAST, Op.SHARPNESS, Op.POSTERIZE, Op.SOLARIZE, Op.AUTO_CONTRAST,
+  Op.EQUALIZE,
+)  # fmt: skip
+
+# Family -> its maker and, for each section, pattern, further condition and description.
+_WHOLE, _DECIMAL = r"\d+", r"\d+(\.\d*)?"
+_FAMILIES = {
+  "rand": (
+    _timm,
+    {
+      "m": (_WHOLE, lambda v: True, "a whole number"),
+      "n": (_WHOLE, lambda v: v >= 1, "a whole number from 1"),
+      "mstd": (_DECIMAL, lambda v: True, "a number from 0"),
+      "mmax": (_WHOLE, lambda v: v >= 1, "a whole number from 1"),
+      "p": (_DECIMAL, lambda v: v <= 1, "a number from 0 to 1"),
+      "inc": (_WHOLE, lambda v: True, "a whole number (any, 0 too, means yes)"),
+    },
+  ),
+  "torchvision": (
+    _torchvision,
+    {
+      "m": (_WHOLE, lambda v: v < _BINS, f"a whole number from 0 to {_BINS - 1}"),
+      "n": (_WHOLE, lambda v: v >= 1, "a whole number from 1"),
+    },
+  ),
+}
+
+
+def _of_op(op: Array, arguments: dict[tuple[Op, ...], Array]) -> Array:
+  """The argument of each op; 0 for those without."""
+  result = jnp.zeros(op.shape, jnp.float32)
+  for ops, argument in arguments.items():
+    for one in ops:
+      result = jnp.where(op == one, argument, result)
+  return result
+
+
+_ENHANCE = (Op.COLOR, Op.CONTRAST, Op.BRIGHTNESS, Op.SHARPNESS)
+_SHEAR = (Op.SHEAR_X, Op.SHEAR_Y)
+_CENTRED_SHEAR = (Op.CENTRED_SHEAR_X, Op.CENTRED_SHEAR_Y)
+
+
+def _timm_argument(op: Array, magnitude: Array, sign: Array, height: int, width: int) -> Array:
+  return _of_op(
+    op,
+    {
+      (Op.ROTATE,): sign * 3 * magnitude,
+      (Op.POSTERIZE,): jnp.floor(0.4 * magnitude),
+      (Op.SOLARIZE,): jnp.floor(25.6 * magnitude),
+      (Op.SOLARIZE_ADD,): jnp.floor(11 * magnitude),
+      _ENHANCE: 0.1 + product(magnitude, jnp.float32(0.18)),
+      _SHEAR: sign * 0.03 * magnitude,
+      (Op.TRANSLATE_X,): sign * (0.045 * width) * magnitude,
+      (Op.TRANSLATE_Y,): sign * (0.045 * height) * magnitude,
+    },
+  )
+
+
+def _timm_increasing_argument(
+  op: Array, magnitude: Array, sign: Array, height: int, width: int
+) -> Array:
+  argument = _timm_argument(op, magnitude, sign, height, width)
+  factor = 1 + product(sign * magnitude, jnp.float32(0.09))
+  argument = jnp.where(op == Op.POSTERIZE, jnp.maximum(4 - argument, 0), argument)
+  argument = jnp.where(op == Op.SOLARIZE, 256 - argument, argument)
+  return jnp.where(jnp.isin(op, jnp.array(_ENHANCE)), jnp.maximum(factor, 0.1), argument)
+
+
+def _torchvision_argument(
+  op: Array, magnitude: Array, sign: Array, height: int, width: int
+) -> Array:
+  part = magnitude / (_BINS - 1)
+  return _of_op(
+    op,
+    {
+      _CENTRED_SHEAR: sign * jnp.tan(0.3 * part),
+      (Op.TRANSLATE_X,): -sign * jnp.floor((150 / 331 * width) * part),
+      (Op.TRANSLATE_Y,): -sign * jnp.floor((150 / 331 * height) * part),
+      (Op.ROTATE,): sign * magnitude,
+      _ENHANCE: 1 + product(sign * part, jnp.float32(0.9)),
+      (Op.POSTERIZE,): 8 - jnp.round(4 * part),
+      (Op.SOLARIZE,): 255 - product(part, jnp.float32(255)),
+    },
+  )

@@ -1,0 +1,87 @@
+"""RandAugment on the device: random ops on each image of a batch (arXiv:1909.13719).
+
+What is drawn and what it does are two functions, so that each can be checked by itself.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+from jax import Array
+import jax.numpy as jnp
+
+from convmixer_jax.augment import geometric, photometric
+from convmixer_jax.augment.op import Op
+from convmixer_jax.augment.policy import Policy
+
+
+class Draws(NamedTuple):
+  """What chance decided for each image (b) and layer (l).
+
+  Attributes:
+    op_bl: int32, numbers of `Op`.
+    is_applied_bl: whether the op is applied at all.
+    magnitude_bl: float32, with its noise, within its limits.
+    sign_bl: float32, -1 or 1; for ops that have a direction.
+    interpolation_bl: int32, numbers of `Interpolation`; for geometric ops.
+  """
+
+  op_bl: Array
+  is_applied_bl: Array
+  magnitude_bl: Array
+  sign_bl: Array
+  interpolation_bl: Array
+
+
+def rand_augment(key: Array, image_bhwc: Array, policy: Policy, fill: Sequence[int]) -> Array:
+  """Each image after the ops that `policy` draws for it.
+
+  What happens to an image depends on the key and on its place in the batch alone: not on the
+  other images, nor on how many devices the batch is cut over.
+
+  Args:
+    key: of this batch.
+    image_bhwc: uint8, of one channel or three.
+    policy: see `policy.parse`.
+    fill: a level for each channel, for where a geometric op finds no image.
+
+  Returns:
+    uint8 of the same shape.
+  """
+  return apply(image_bhwc, draw(key, len(image_bhwc), policy), policy, fill)
+
+
+def draw(key: Array, batch: int, policy: Policy) -> Draws:
+  """Draws for `batch` images."""
+  shape = batch, policy.layers
+  op_key, applied_key, magnitude_key, sign_key, interpolation_key = jax.random.split(key, 5)
+
+  def one_of(key: Array, values: Sequence[int]) -> Array:
+    return jnp.array(values, jnp.int32)[jax.random.randint(key, shape, 0, len(values))]
+
+  if policy.magnitude_std == float("inf"):
+    magnitude_bl = policy.magnitude * jax.random.uniform(magnitude_key, shape)
+  else:
+    noise_bl = policy.magnitude_std * jax.random.normal(magnitude_key, shape)
+    magnitude_bl = policy.magnitude + noise_bl
+  return Draws(
+    op_bl=one_of(op_key, policy.ops),
+    is_applied_bl=jax.random.bernoulli(applied_key, policy.probability, shape),
+    magnitude_bl=jnp.clip(magnitude_bl, 0, policy.magnitude_max),
+    sign_bl=jax.random.rademacher(sign_key, shape, jnp.float32),
+    interpolation_bl=one_of(interpolation_key, policy.interpolations),
+  )
+
+
+def apply(image_bhwc: Array, draws: Draws, policy: Policy, fill: Sequence[int]) -> Array:
+  """Each image after its layers, one after the other; arguments as of `rand_augment`."""
+  _, h, w, _ = image_bhwc.shape
+  argument_bl = policy.argument(draws.op_bl, draws.magnitude_bl, draws.sign_bl, h, w)
+  op_bl = jnp.where(draws.is_applied_bl, draws.op_bl, Op.IDENTITY)
+  for layer in range(policy.layers):
+    op_b, argument_b = op_bl[:, layer], argument_bl[:, layer]
+    image_bhwc = photometric.apply(image_bhwc, op_b, argument_b)
+    image_bhwc = geometric.apply(
+      image_bhwc, op_b, argument_b, draws.interpolation_bl[:, layer], fill, policy.interpolations
+    )
+  return image_bhwc

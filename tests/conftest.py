@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
+import sklearn.datasets
 
 from convmixer_jax import prepare
 
@@ -31,6 +32,14 @@ def strict():
 def configs():
   """The directory of the config files."""
   return pathlib.Path(__file__).parents[1] / "configs"
+
+
+@pytest.fixture(scope="session")
+def photos():
+  """uint8 [4, 80, 96, 3]: two details of each of scikit-learn's photographs, one of them dull."""
+  china, flower = sklearn.datasets.load_sample_images().images
+  details = china[100:180, 200:296], china[250:330, 30:126], flower[150:230, 250:346]
+  return np.stack([*details, flower[60:140, 330:426] // 3 + 40])
 
 
 @pytest.fixture(scope="session")

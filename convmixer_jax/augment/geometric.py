@@ -61,9 +61,7 @@ def apply(
   Raises:
     ValueError: another type or size, no level for each channel, or no interpolation.
   """
-  return affine(
-    image_bhwc, transform_of(op_b, argument_b), interpolation_b, fill, interpolations
-  )
+  return affine(image_bhwc, transform_of(op_b, argument_b), interpolation_b, fill, interpolations)
 
 
 def transform_of(op_b: Array, argument_b: Array) -> Affine:
@@ -93,8 +91,7 @@ def affine(
   _, h, w, c = image_bhwc.shape
   if image_bhwc.dtype != jnp.uint8 or max(h, w) > 4096:
     raise ValueError(
-      "image_bhwc must be uint8 of sides up to 4096, "
-      f"got {image_bhwc.dtype} {image_bhwc.shape}"
+      f"image_bhwc must be uint8 of sides up to 4096, got {image_bhwc.dtype} {image_bhwc.shape}"
     )
   if len(fill) != c:
     raise ValueError(f"fill must be {c} levels, one for each channel, got {fill}")
@@ -196,31 +193,36 @@ def _cells(transform: Affine, h: int, w: int) -> tuple[Array, ...]:
 
 def _bilinear(pixel: Callable, transform: Affine, h: int, w: int) -> tuple[Array, Array]:
   """As `_nearest`, of the four pixels around, the value cut to a whole level."""
-  up, left, down, across, inside = _cells(transform, h, w)
-  base = pixel(up, left)  # differences from it are small, and so are float32's errors in them
-
-  def between(near: Array, far: Array, way: Array) -> Array:
-    return near + product(far - near, way)
-
-  rows = [[pixel(up + i, left + j) - base for j in range(2)] for i in range(2)]
-  return base + jnp.floor(between(*(between(*row, across) for row in rows), down)), inside
+  return _separable(_linear, range(2), pixel, transform, h, w)
 
 
 def _bicubic(pixel: Callable, transform: Affine, h: int, w: int) -> tuple[Array, Array]:
   """As `_bilinear`, of the sixteen pixels around."""
+  return _separable(_cubic, range(-1, 3), pixel, transform, h, w)
+
+
+def _separable(
+  between: Callable, offsets: range, pixel: Callable, transform: Affine, h: int, w: int
+) -> tuple[Array, Array]:
+  """Interpolates by `between` along the rows, then along the column of what that gives."""
   up, left, down, across, inside = _cells(transform, h, w)
-  base = pixel(up, left)
-  offsets = range(-1, 3)
+  base = pixel(up, left)  # differences from it are small, and so are float32's errors in them
   rows = [[pixel(up + i, left + j) - base for j in offsets] for i in offsets]
-  change = _cubic(*(_cubic(*row, across) for row in rows), down)
+  change = between([between(row, across) for row in rows], down)
   return jnp.clip(base + jnp.floor(change), 0, 255), inside
 
 
-def _cubic(p0: Array, p1: Array, p2: Array, p3: Array, way: Array) -> Array:
-  """Between p1 and p2 with slopes p2 - p0 and p3 - p1: cubic convolution with a = -1.
+def _linear(values: Sequence[Array], way: Array) -> Array:
+  return values[0] + product(values[1] - values[0], way)
 
-  That is what Pillow transforms with (Geometry.c); it resizes with a = -0.5.
+
+def _cubic(values: Sequence[Array], way: Array) -> Array:
+  """Between the middle two, with the slopes of their neighbours' differences, not halves of them.
+
+  That is cubic convolution with a = -1, with which Pillow transforms (Geometry.c); it resizes
+  with a = -0.5.
   """
+  p0, p1, p2, p3 = values
   third = p1 - p0 + p3 - p2
   second = 2 * (p0 - p1) + p2 - p3
   return p1 + product(way, (p2 - p0) + product(way, second + product(way, third)))

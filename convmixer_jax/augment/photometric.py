@@ -18,10 +18,9 @@ from convmixer_jax.augment.rounding import product
 def apply(image_bhwc: Array, op_b: Array, argument_b: Array) -> Array:
   """Each image after its own photometric op; other ops leave it as it is.
 
-  Every level is that of Pillow's ImageOps and ImageEnhance, except that AutoContrast may be one
-  level higher in at most 1 of 200 entries of a table: there Pillow's floating-point result of a
-  whole number falls just short of it. A Pillow without 0 bits gives none there; here the image
-  is black, as it was in earlier ones.
+  Every level is that of Pillow's ImageOps and ImageEnhance but for AutoContrast, where 1 in 200
+  may be one level higher: Pillow's float64 result falls just short of a whole number there. With
+  0 bits an image is black, as it was in Pillow before version 13, which refuses them.
 
   Args:
     image_bhwc: uint8, of one channel (grey; then Color does nothing) or three (RGB).
@@ -39,80 +38,88 @@ def apply(image_bhwc: Array, op_b: Array, argument_b: Array) -> Array:
       "image_bhwc must be uint8 of shape (batch, height, width, 1 or 3), "
       f"got {image_bhwc.dtype} {image_bhwc.shape}"
     )
-  op_b111, argument_b111 = (jnp.reshape(a, (-1, 1, 1, 1)) for a in (op_b, argument_b))
+  b, _, _, c = image_bhwc.shape
+  op_b1, argument_b1 = op_b[:, None], argument_b[:, None]
   grey_bhw1 = _grey(image_bhwc)
-  table_bvc = _table(op_b111[..., 0], argument_b111[..., 0], _histogram(image_bhwc), grey_bhw1)
+  mean_b1 = _mean(grey_bhw1)
+
+  def table_of(level_bn: Array) -> Array:
+    return _table(op_b1, argument_b1, _histogram(level_bn), mean_b1)
+
+  # A loop over the channels, because a compiler does not fuse through it: it would else put the
+  # formulas of the tables in the place of the look-up, for each pixel.
+  table_cbv = jax.lax.map(table_of, image_bhwc.transpose(3, 0, 1, 2).reshape(c, b, -1))
+  op_b111, argument_b111 = op_b1[..., None, None], argument_b1[..., None, None]
   is_sharpness = op_b111 == Op.SHARPNESS
   degenerate = jnp.where(is_sharpness, _smooth(image_bhwc), grey_bhw1)
   factor = jnp.where(is_sharpness | (op_b111 == Op.COLOR), argument_b111, 1)
-  return _blend(degenerate, _look_up(table_bvc, image_bhwc), factor).astype(jnp.uint8)
+  return _blend(degenerate, _look_up(table_cbv, image_bhwc), factor).astype(jnp.uint8)
 
 
-def _table(op_b11: Array, argument_b11: Array, count_bvc: Array, grey_bhw1: Array) -> Array:
-  """(b, v, c) int32: what becomes of each level."""
-  level = jnp.arange(256)[None, :, None]
-  whole = argument_b11.astype(jnp.int32)
+def _table(op_b1: Array, argument_b1: Array, count_bv: Array, mean_b1: Array) -> Array:
+  """(b, v) int32: what becomes of each level of one channel."""
+  level = jnp.arange(256)[None]
+  whole = argument_b1.astype(jnp.int32)
   tables = {
-    Op.AUTO_CONTRAST: _stretched(level, count_bvc),
-    Op.EQUALIZE: _equalized(level, count_bvc),
+    Op.AUTO_CONTRAST: _stretched(level, count_bv),
+    Op.EQUALIZE: _equalized(level, count_bv),
     Op.INVERT: 255 - level,
     Op.POSTERIZE: level & (256 - (1 << (8 - whole))),
-    Op.SOLARIZE: jnp.where(level < argument_b11, level, 255 - level),
+    Op.SOLARIZE: jnp.where(level < argument_b1, level, 255 - level),
     Op.SOLARIZE_ADD: jnp.where(level < 128, jnp.minimum(level + whole, 255), level),
-    Op.BRIGHTNESS: _blend(jnp.zeros_like(level), level, argument_b11),
-    Op.CONTRAST: _blend(_mean(grey_bhw1), level, argument_b11),
+    Op.BRIGHTNESS: _blend(jnp.zeros_like(level), level, argument_b1),
+    Op.CONTRAST: _blend(mean_b1, level, argument_b1),
   }
-  table = jnp.broadcast_to(level, count_bvc.shape)
+  table = jnp.broadcast_to(level, count_bv.shape)
   for op, of_op in tables.items():
-    table = jnp.where(op_b11 == op, of_op, table)
+    table = jnp.where(op_b1 == op, of_op, table)
   return table
 
 
-def _stretched(level: Array, count_bvc: Array) -> Array:
+def _stretched(level: Array, count_bv: Array) -> Array:
   """ImageOps.autocontrast without cutoff: the darkest level to 0, the brightest to 255."""
-  low, high = _extremes(count_bvc)
+  low, high = _extremes(count_bv)
   spread = jnp.maximum(high - low, 1)
   return jnp.where(high > low, jnp.clip(255 * (level - low) // spread, 0, 255), level)
 
 
-def _equalized(level: Array, count_bvc: Array) -> Array:
+def _equalized(level: Array, count_bv: Array) -> Array:
   """ImageOps.equalize: the number of darker pixels, in steps of 1/255 of all but the brightest."""
-  _, high = _extremes(count_bvc)
-  brightest = jnp.take_along_axis(count_bvc, high, axis=1)
-  step = (count_bvc.sum(1, keepdims=True) - brightest) // 255
-  darker = jnp.cumsum(count_bvc, axis=1) - count_bvc
+  _, high = _extremes(count_bv)
+  brightest = jnp.take_along_axis(count_bv, high, axis=1)
+  step = (count_bv.sum(1, keepdims=True) - brightest) // 255
+  darker = jnp.cumsum(count_bv, axis=1) - count_bv
   equalized = jnp.minimum((step // 2 + darker) // jnp.maximum(step, 1), 255)
   return jnp.where(step > 0, equalized, level)
 
 
-def _extremes(count_bvc: Array) -> tuple[Array, Array]:
-  """The lowest and the highest level that occurs, each (b, 1, c)."""
-  occurs = count_bvc > 0
+def _extremes(count_bv: Array) -> tuple[Array, Array]:
+  """The lowest and the highest level that occurs, each (b, 1)."""
+  occurs = count_bv > 0
   low = jnp.argmax(occurs, axis=1, keepdims=True)
   return low, 255 - jnp.argmax(occurs[:, ::-1], axis=1, keepdims=True)
 
 
 def _mean(grey_bhw1: Array) -> Array:
-  """The mean level, (b, 1, 1), halves rounded up, in integers that no image overflows."""
+  """The mean level, (b, 1), halves rounded up, in integers that no image overflows."""
   size = grey_bhw1.shape[1] * grey_bhw1.shape[2]
-  total = grey_bhw1.sum((1, 2))[..., None]
+  total = grey_bhw1.sum((1, 2))
   return total // size + (2 * (total % size) >= size)
 
 
-def _histogram(image_bhwc: Array) -> Array:
-  """How often each level occurs in each channel: (b, v, c) int32."""
-  b, _, _, c = image_bhwc.shape
+def _histogram(level_bn: Array) -> Array:
+  """How often each level occurs: (b, v) int32."""
 
   def count(level_n: Array) -> Array:
     return jnp.zeros(256, jnp.int32).at[level_n].add(1, mode="promise_in_bounds")
 
-  level_bcn = image_bhwc.transpose(0, 3, 1, 2).reshape(b, c, -1)
-  return jax.vmap(jax.vmap(count))(level_bcn).transpose(0, 2, 1)
+  return jax.vmap(count)(level_bn)
 
 
-def _look_up(table_bvc: Array, image_bhwc: Array) -> Array:
+def _look_up(table_cbv: Array, image_bhwc: Array) -> Array:
   b, h, w, c = image_bhwc.shape
   level_bnc = image_bhwc.reshape(b, h * w, c).astype(jnp.int32)
+  table_bvc = table_cbv.transpose(1, 2, 0)
   found = jnp.take_along_axis(table_bvc, level_bnc, axis=1, mode="promise_in_bounds")
   return found.reshape(image_bhwc.shape)
 
@@ -128,14 +135,15 @@ def _grey(image_bhwc: Array) -> Array:
 
 def _smooth(image_bhwc: Array) -> Array:
   """ImageFilter.SMOOTH, int32: a pixel weighs 5, its eight neighbours 1; the border stays."""
-  image = image_bhwc.astype(jnp.int32)
-  _, h, w, _ = image.shape
-  if min(h, w) < 3:
-    return image
-  rows = image[:, :-2] + image[:, 1:-1] + image[:, 2:]
-  total = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * image[:, 1:-1, 1:-1]
+  _, h, w, _ = image_bhwc.shape
+  padded = jnp.pad(image_bhwc, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  around = [padded[:, i : i + h, j : j + w].astype(jnp.int32) for i in range(3) for j in range(3)]
+  image = around[4]
   # Rounded; that is Pillow's float32 result too, for a 13th is never half a level.
-  return image.at[:, 1:-1, 1:-1].set((2 * total + 13) // 26)
+  smooth = (2 * (sum(around) + 4 * image) + 13) // 26
+  row, column = jnp.arange(h)[None, :, None, None], jnp.arange(w)[None, None, :, None]
+  is_inner = (row > 0) & (row < h - 1) & (column > 0) & (column < w - 1)
+  return jnp.where(is_inner, smooth, image)
 
 
 def _blend(degenerate: Array, image: Array, factor: Array) -> Array:

@@ -101,9 +101,9 @@ def _torchvision(m: float = 9, n: float = 2) -> Policy:
   return Policy(
     ops=_TORCHVISION_OPS,
     layers=int(n),
-    probability=1,
+    probability=1.0,
     magnitude=m,
-    magnitude_std=0,
+    magnitude_std=0.0,
     magnitude_max=_BINS - 1,
     interpolations=(Interpolation.NEAREST,),
     argument=_torchvision_argument,

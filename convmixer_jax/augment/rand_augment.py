@@ -78,10 +78,16 @@ def apply(image_bhwc: Array, draws: Draws, policy: Policy, fill: Sequence[int]) 
   _, h, w, _ = image_bhwc.shape
   argument_bl = policy.argument(draws.op_bl, draws.magnitude_bl, draws.sign_bl, h, w)
   op_bl = jnp.where(draws.is_applied_bl, draws.op_bl, Op.IDENTITY)
-  for layer in range(policy.layers):
-    op_b, argument_b = op_bl[:, layer], argument_bl[:, layer]
+
+  def layer(image_bhwc: Array, drawn: tuple[Array, ...]) -> tuple[Array, None]:
+    op_b, argument_b, interpolation_b = drawn
     image_bhwc = photometric.apply(image_bhwc, op_b, argument_b)
+    image_bhwc = jax.lax.optimization_barrier(image_bhwc)  # of which each pixel is read 16 times
     image_bhwc = geometric.apply(
-      image_bhwc, op_b, argument_b, draws.interpolation_bl[:, layer], fill, policy.interpolations
+      image_bhwc, op_b, argument_b, interpolation_b, fill, policy.interpolations
     )
-  return image_bhwc
+    return image_bhwc, None
+
+  # A loop, because a compiler does not fuse through it: a layer reads its image many times over.
+  layers = [array_bl.T for array_bl in (op_bl, argument_bl, draws.interpolation_bl)]
+  return jax.lax.scan(layer, image_bhwc, tuple(layers))[0]

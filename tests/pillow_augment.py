@@ -11,6 +11,7 @@ functional_pil.py.
 import math
 import random
 
+import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from convmixer_jax.augment.op import Interpolation, Op
@@ -71,6 +72,23 @@ def apply(image, op, argument=0.0, resample=Image.Resampling.NEAREST, fill=(0, 0
       return affine(image, (1, 0, argument, 0, 1, 0), resample, fill)
     case Op.TRANSLATE_Y:
       return affine(image, (1, 0, 0, 0, 1, argument), resample, fill)
+
+
+def replay(images, draws, policy, fill):
+  """What Pillow makes of uint8 images [b, h, w, c] by the draws of `rand_augment.draw`."""
+  height, width = images.shape[1:3]
+  argument_bl = policy.argument(draws.op_bl, draws.magnitude_bl, draws.sign_bl, height, width)
+  ops, arguments, kinds = (
+    np.asarray(array).tolist() for array in (draws.op_bl, argument_bl, draws.interpolation_bl)
+  )
+  results = []
+  for i, pixels in enumerate(images):
+    image = Image.fromarray(pixels.squeeze())
+    for layer in np.flatnonzero(draws.is_applied_bl[i]):
+      resample = FILTERS[Interpolation(kinds[i][layer])]
+      image = apply(image, Op(ops[i][layer]), arguments[i][layer], resample, fill)
+    results.append(np.asarray(image))
+  return np.stack(results).reshape(images.shape)
 
 
 TIMM_OPS = (

@@ -4,30 +4,52 @@ import pathlib
 PACKAGE = pathlib.Path(__file__).parents[1] / "convmixer_jax"
 
 
-def imports_of(path):
-  """Names of the package's modules that a file imports, anywhere in it."""
+def imports_of(path, package=PACKAGE):
+  """Names of a package's modules that a file, or any file of a directory, imports."""
+  prefix = [PACKAGE.name, *package.relative_to(PACKAGE).parts]
   found = set()
-  for node in ast.walk(ast.parse(path.read_text())):
-    if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("convmixer_jax"):
-      inner = node.module.split(".")[1:]
-      found |= {inner[0]} if inner else {alias.name for alias in node.names}
-  return {name for name in found if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file()}
+  for file in path.rglob("*.py") if path.is_dir() else [path]:
+    for node in ast.walk(ast.parse(file.read_text())):
+      if isinstance(node, ast.ImportFrom):
+        parts = (node.module or "").split(".")
+        if parts[: len(prefix)] == prefix:
+          inner = parts[len(prefix) :]
+          found |= {inner[0]} if inner else {alias.name for alias in node.names}
+  modules = {name for name in found if (package / name).is_dir()}
+  return modules | {name for name in found if (package / f"{name}.py").is_file()}
 
 
-GRAPH = {path.stem: imports_of(path) for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
+def graph_of(package):
+  """Of each module, and each package below, what it imports of the others."""
+  paths = [path for path in package.iterdir() if path.suffix == ".py" or path.is_dir()]
+  skipped = ("__init__", "__pycache__")
+  return {
+    path.stem: imports_of(path, package) - {path.stem} for path in paths if path.stem not in skipped
+  }
 
 
-def depth(name):
+GRAPH = graph_of(PACKAGE)
+
+
+def depth(name, graph=GRAPH):
   """Longest chain of imports below a module; recursion without end if there is a cycle."""
-  return max((1 + depth(below) for below in GRAPH.get(name, ())), default=0)
+  return max((1 + depth(below, graph) for below in graph.get(name, ())), default=0)
 
 
 def test_imports_point_one_way_and_are_shallow():
   depths = {name: depth(name) for name in GRAPH}
   assert depths["main"] == max(depths.values())
-  for leaf in ("augment", "errors", "metrics", "optim"):
+  for leaf in ("depthwise", "errors", "metrics", "optim"):
     assert depths[leaf] == 0, leaf
+  assert GRAPH["augment"] <= {"errors"}
   assert "train" not in set().union(*(GRAPH[name] for name in GRAPH if name != "main"))
+
+
+def test_what_images_go_through_knows_nothing_of_policies():
+  graph = graph_of(PACKAGE / "augment")
+  assert graph["op"] == graph["rounding"] == set()
+  assert graph["photometric"] == graph["geometric"] == {"op", "rounding"}
+  assert depth("rand_augment", graph) == max(depth(name, graph) for name in graph)
 
 
 def length(function):

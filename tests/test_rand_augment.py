@@ -23,25 +23,6 @@ def batch_of(photos, count):
   return np.resize(photos, (count, *photos.shape[1:]))
 
 
-def pillows(images, draws, layer, policy, channels):
-  """What Pillow makes of the images at one layer of the draws."""
-  height, width = images.shape[1:3]
-  op_b, magnitude_b, sign_b = (
-    np.asarray(array[:, layer]) for array in (draws.op_bl, draws.magnitude_bl, draws.sign_bl)
-  )
-  argument_b = policy.argument(op_b, magnitude_b, sign_b, height, width)
-  results = []
-  for i, image in enumerate(images):
-    result = PIL.Image.fromarray(image.squeeze())
-    if draws.is_applied_bl[i, layer]:
-      resample = pillow_augment.FILTERS[Interpolation(int(draws.interpolation_bl[i, layer]))]
-      result = pillow_augment.apply(
-        result, Op(int(op_b[i])), float(argument_b[i]), resample, FILL[:channels]
-      )
-    results.append(np.asarray(result))
-  return np.stack(results).reshape(images.shape)
-
-
 @pytest.mark.parametrize("channels", [3, 1])
 @pytest.mark.parametrize("text", [TIMM, TORCHVISION])
 def test_each_layer_is_pillows(photos, text, channels):
@@ -51,8 +32,9 @@ def test_each_layer_is_pillows(photos, text, channels):
   draws = lib.draw(KEY, len(images), policy)
   both = lib.apply(images, draws, policy, FILL[:channels])
   for layer in range(policy.layers):
-    expected = pillows(images, draws, layer, policy, channels)
-    images = np.asarray(apply(images, lib.Draws(*(a[:, layer : layer + 1] for a in draws))))
+    of_layer = lib.Draws(*(array[:, layer : layer + 1] for array in draws))
+    expected = pillow_augment.replay(images, of_layer, one_layer, FILL[:channels])
+    images = np.asarray(apply(images, of_layer))
     difference = np.abs(images.astype(int) - expected)
     assert (difference > 1).mean() <= 1e-4  # nearest neighbours that are as near
     assert (difference > 0).mean() <= 1e-3

@@ -1,0 +1,176 @@
+"""RandAugment's ops and policies on the device next to Pillow's: difference and speed.
+
+Command, after `pip install -e '.[torch]'`, from the repository's root:
+  python -m benchmarks.augment [--batch=32] [--size=224] [--rounds=9] [--json=FILE]
+
+"max" and "mean" are of the absolute difference in levels between the two, over arguments from the
+whole range, "beyond" the share of levels that differ by more than one. "images/s" is ours, jitted,
+on the device that the title names, "Pillow images/s" Pillow's on one core, from image to image;
+"ratio" is their quotient, the median over the rounds. A photometric or a geometric op takes its
+family's one pass, whichever op it is. In the policies' rows both go by the same draws for the
+differences, and Pillow draws by itself for the speed; a level that the first layer has apart can
+become several in the second. The photographs are scikit-learn's two.
+"""
+
+from collections.abc import Callable
+import random
+
+from absl import app, flags
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+import sklearn.datasets
+
+from benchmarks import turns
+from convmixer_jax.augment import geometric, photometric, policy, rand_augment
+from convmixer_jax.augment.op import Interpolation, Op
+from tests import pillow_augment
+
+FILL = (124, 116, 104)
+
+# The ranges of the policies; of TRANSLATE, as fractions of the side.
+RANGES = {
+  Op.AUTO_CONTRAST: (0, 0),
+  Op.EQUALIZE: (0, 0),
+  Op.INVERT: (0, 0),
+  Op.POSTERIZE: (0, 8),
+  Op.SOLARIZE: (0, 256),
+  Op.SOLARIZE_ADD: (0, 110),
+  Op.BRIGHTNESS: (0.1, 1.9),
+  Op.CONTRAST: (0.1, 1.9),
+  Op.COLOR: (0.1, 1.9),
+  Op.SHARPNESS: (0.1, 1.9),
+  Op.ROTATE: (-30, 30),
+  Op.SHEAR_X: (-0.3, 0.3),
+  Op.SHEAR_Y: (-0.3, 0.3),
+  Op.CENTRED_SHEAR_X: (-0.31, 0.31),
+  Op.CENTRED_SHEAR_Y: (-0.31, 0.31),
+  Op.TRANSLATE_X: (-0.45, 0.45),
+  Op.TRANSLATE_Y: (-0.45, 0.45),
+}
+
+
+def photos() -> np.ndarray:
+  """Details of the photographs: uint8 [batch, size, size, 3]."""
+  size = flags.FLAGS.size
+  rng = np.random.default_rng(0)
+  sources = sklearn.datasets.load_sample_images().images
+  details = []
+  for i in range(flags.FLAGS.batch):
+    source = sources[i % len(sources)]
+    row, column = (rng.integers(0, side - size + 1) for side in source.shape[:2])
+    details.append(source[row : row + size, column : column + size])
+  return np.stack(details)
+
+
+def row(
+  name: str, span: str, ours: np.ndarray, pillows: np.ndarray, calls: dict[str, Callable]
+) -> dict:
+  """One row: differences of the results, speed of the calls."""
+  difference = np.abs(ours.astype(int) - pillows)
+  times = turns.in_turns(calls, flags.FLAGS.rounds)
+  speed = {who: len(ours) / float(np.median(seconds)) for who, seconds in times.items()}
+  return {
+    "op": name,
+    "range": span,
+    "max": int(difference.max()),
+    "mean": float(difference.mean()),
+    "beyond": float((difference > 1).mean()),
+    "images/s": speed["ours"],
+    "Pillow images/s": speed["Pillow"],
+    "ratio": float(np.median(times["Pillow"] / times["ours"])),
+  }
+
+
+def measure_op(image_bhwc: np.ndarray, op: Op, interpolation: Interpolation | None) -> dict:
+  """The row of one op; with an interpolation if it is geometric."""
+  low, high = RANGES[op]
+  size = flags.FLAGS.size if op in (Op.TRANSLATE_X, Op.TRANSLATE_Y) else 1
+  argument_b = np.linspace(low, high, len(image_bhwc), dtype=np.float32) * np.float32(size)
+  if op in (Op.POSTERIZE, Op.SOLARIZE, Op.SOLARIZE_ADD):
+    argument_b = np.round(argument_b)
+  op_b = jnp.full(len(image_bhwc), op, jnp.int32)
+  device_image_bhwc, device_argument_b = jnp.asarray(image_bhwc), jnp.asarray(argument_b)
+  if interpolation is None:
+    jitted, kind_b = jax.jit(photometric.apply), ()
+  else:
+    jitted = jax.jit(
+      lambda *args: geometric.apply(*args, fill=FILL, interpolations=(interpolation,))
+    )
+    kind_b = (jnp.full(len(image_bhwc), interpolation, jnp.int32),)
+
+  def ours() -> jax.Array:
+    return jax.block_until_ready(jitted(device_image_bhwc, op_b, device_argument_b, *kind_b))
+
+  images = [Image.fromarray(image) for image in image_bhwc]
+  resample = pillow_augment.FILTERS[interpolation or Interpolation.NEAREST]
+  arguments = argument_b.tolist()
+
+  def pillows() -> list[Image.Image]:
+    return [
+      pillow_augment.apply(image, op, argument, resample, FILL)
+      for image, argument in zip(images, arguments, strict=True)
+    ]
+
+  name = op.name if interpolation is None else f"{op.name} {interpolation.name.lower()}"
+  span = "" if low == high else f"{low * size:g} to {high * size:g}"
+  expected = np.stack([np.asarray(image) for image in pillows()])
+  return row(name, span, np.asarray(ours()), expected, {"ours": ours, "Pillow": pillows})
+
+
+def measure_policy(
+  image_bhwc: np.ndarray, text: str, of_pillow: Callable[[Image.Image], Image.Image]
+) -> dict:
+  """The row of one whole policy."""
+  parsed = policy.parse(text)
+  keys = iter(jax.random.split(jax.random.key(0), flags.FLAGS.rounds + 2))
+  jitted = jax.jit(lambda key, image: rand_augment.rand_augment(key, image, parsed, FILL))
+  device_image_bhwc = jnp.asarray(image_bhwc)
+
+  def ours() -> jax.Array:
+    return jax.block_until_ready(jitted(next(keys), device_image_bhwc))
+
+  images = [Image.fromarray(image) for image in image_bhwc]
+  draws = rand_augment.draw(jax.random.key(0), len(image_bhwc), parsed)
+  found = np.asarray(jax.jit(rand_augment.apply, static_argnums=(2, 3))(
+    device_image_bhwc, draws, parsed, FILL
+  ))  # fmt: skip
+  expected = pillow_augment.replay(image_bhwc, draws, parsed, FILL)
+  calls = {"ours": ours, "Pillow": lambda: [of_pillow(image) for image in images]}
+  return row(text, "", found, expected, calls)
+
+
+def main(argv: list[str]) -> None:
+  """Measures and prints."""
+  del argv
+  image_bhwc = photos()
+  rng = random.Random(0)
+  rows = [measure_op(image_bhwc, op, None) for op in RANGES if op < Op.ROTATE]
+  rows += [
+    measure_op(image_bhwc, op, interpolation)
+    for op in RANGES
+    if op >= Op.ROTATE
+    for interpolation in Interpolation
+  ]
+  rows += [
+    measure_policy(
+      image_bhwc,
+      "rand-m9-mstd0.5-inc1",
+      lambda image: pillow_augment.timm_rand_augment(image, rng),
+    ),
+    measure_policy(
+      image_bhwc,
+      "torchvision-n2-m9",
+      lambda image: pillow_augment.torchvision_rand_augment(image, 2, 9, rng),
+    ),
+  ]
+  shape = "x".join(map(str, image_bhwc.shape))
+  turns.report(f"RandAugment on {shape} uint8 images", rows)
+
+
+if __name__ == "__main__":
+  turns.define_flags()
+  flags.DEFINE_integer("batch", 32, "Images in a batch.", lower_bound=1)
+  flags.DEFINE_integer("size", 224, "Their side, in pixels.", lower_bound=1, upper_bound=427)
+  app.run(main)

@@ -18,9 +18,8 @@ from convmixer_jax.augment.rounding import product
 def apply(image_bhwc: Array, op_b: Array, argument_b: Array) -> Array:
   """Each image after its own photometric op; other ops leave it as it is.
 
-  Every level is that of Pillow's ImageOps and ImageEnhance but for AutoContrast, where 1 in 200
-  may be one level higher: Pillow's float64 result falls just short of a whole number there. With
-  0 bits an image is black, as it was in Pillow before version 13, which refuses them.
+  Every level is that of Pillow's ImageOps and ImageEnhance. With 0 bits an image is black, as it
+  was in Pillow before version 13, which refuses them.
 
   Args:
     image_bhwc: uint8, of one channel (grey; then Color does nothing) or three (RGB).
@@ -77,10 +76,17 @@ def _table(op_b1: Array, argument_b1: Array, count_bv: Array, mean_b1: Array) ->
 
 
 def _stretched(level: Array, count_bv: Array) -> Array:
-  """ImageOps.autocontrast without cutoff: the darkest level to 0, the brightest to 255."""
+  """ImageOps.autocontrast without cutoff: the darkest level to 0, the brightest to 255.
+
+  Pillow cuts float64 values to whole levels, and some of them fall just short of one: so float64
+  here too. The comparison with 0 changes nothing; see `product` for what it is good for.
+  """
   low, high = _extremes(count_bv)
-  spread = jnp.maximum(high - low, 1)
-  return jnp.where(high > low, jnp.clip(255 * (level - low) // spread, 0, 255), level)
+  with jax.enable_x64(True):
+    scale = 255 / jnp.maximum(high - low, 1).astype(jnp.float64)
+    scaled, offset = (jnp.maximum(a.astype(jnp.float64) * scale, 0) for a in (level, low))
+    stretched = jnp.clip(scaled - offset, 0, 255).astype(jnp.int32)
+  return jnp.where(high > low, stretched, level)
 
 
 def _equalized(level: Array, count_bv: Array) -> Array:

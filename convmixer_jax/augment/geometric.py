@@ -44,8 +44,8 @@ def apply(
 ) -> Array:
   """Each image after its own geometric op; other ops leave it as it is.
 
-  Pillow cuts float64 values to whole levels; of those in float32 a few in a hundred thousand
-  come out a level apart.
+  Pillow cuts float64 values to whole levels; of those in float32 about one in ten thousand comes
+  out a level apart.
 
   Args:
     image_bhwc: uint8, no side above 4096.

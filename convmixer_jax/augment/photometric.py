@@ -42,8 +42,11 @@ def apply(image_bhwc: Array, op_b: Array, argument_b: Array) -> Array:
   grey_bhw1 = _grey(image_bhwc)
   mean_b1 = _mean(grey_bhw1)
 
+  is_counted_b1 = (op_b1 == Op.AUTO_CONTRAST) | (op_b1 == Op.EQUALIZE)
+
   def table_of(level_bn: Array) -> Array:
-    return _table(op_b1, argument_b1, _histogram(level_bn), mean_b1)
+    count_bv = _histogram(level_bn, is_counted_b1)
+    return _table(op_b1, argument_b1, count_bv, mean_b1)
 
   # A loop over the channels, because a compiler does not fuse through it: it would else put the
   # formulas of the tables in the place of the look-up, for each pixel.
@@ -113,13 +116,13 @@ def _mean(grey_bhw1: Array) -> Array:
   return total // size + (2 * (total % size) >= size)
 
 
-def _histogram(level_bn: Array) -> Array:
-  """How often each level occurs: (b, v) int32."""
+def _histogram(level_bn: Array, is_counted_b1: Array) -> Array:
+  """How often each level occurs, (b, v) int32; 0 where not counted, which spares the additions."""
 
   def count(level_n: Array) -> Array:
-    return jnp.zeros(256, jnp.int32).at[level_n].add(1, mode="promise_in_bounds")
+    return jnp.zeros(256, jnp.int32).at[level_n].add(1, mode="drop")
 
-  return jax.vmap(count)(level_bn)
+  return jax.vmap(count)(jnp.where(is_counted_b1, level_bn.astype(jnp.int32), 256))
 
 
 def _look_up(table_cbv: Array, image_bhwc: Array) -> Array:

@@ -61,7 +61,8 @@ def parse(text: str) -> Policy:
   make, allowed = _FAMILIES[family]
   values: dict[str, float] = {}
   for section in sections:
-    name, number = re.fullmatch(r"([a-z]*)(.*)", section, re.DOTALL).groups()  # type: ignore[union-attr]
+    name = section.rstrip("0123456789.")
+    number = section[len(name) :]
     if name not in allowed:
       reason = "weights are not supported" if name == "w" else "is unknown"
       raise UserError(
@@ -69,7 +70,7 @@ def parse(text: str) -> Policy:
         f"{', '.join(allowed)}, each with a number"
       )
     pattern, valid, meaning = allowed[name]
-    if not re.fullmatch(pattern, number, re.ASCII) or not valid(float(number)):
+    if not re.fullmatch(pattern, number) or not valid(float(number)):
       raise UserError(f"policy {text!r}: {name} must be {meaning}, got {number!r}")
     if name in values:
       raise UserError(f"policy {text!r}: {name} occurs twice")

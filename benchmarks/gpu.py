@@ -302,7 +302,7 @@ def jax_model(recorder: Recorder, model: Model, smoke: bool) -> None:
   from convmixer_jax.optim import make_optimizer
 
   image = jax.random.normal(jax.random.key(0), (model.batch, model.size, model.size, 3))
-  label = jnp.arange(model.batch) % CLASSES
+  target = jax.nn.one_hot(jnp.arange(model.batch) % CLASSES, CLASSES)
   optimizer = make_optimizer(optax.constant_schedule(1e-3), weight_decay=0.01, decay="all")
   rate = {"images_per_sec": lambda seconds: model.batch / seconds}
 
@@ -312,7 +312,7 @@ def jax_model(recorder: Recorder, model: Model, smoke: bool) -> None:
     def loss_fn(params):
       variables = {"params": params, "batch_stats": stats}
       logits, updated = net.apply(variables, image, train=True, mutable=["batch_stats"])
-      return metrics.cross_entropy(logits, label).mean(), updated["batch_stats"]
+      return metrics.cross_entropy(logits, target).mean(), updated["batch_stats"]
 
     gradients, stats = jax.grad(loss_fn, has_aux=True)(params)
     updates, opt_state = optimizer.update(gradients, opt_state, params)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from convmixer_jax import config as config_lib
 from convmixer_jax import mesh as mesh_lib
+from convmixer_jax.inputs import make_augmentation
 from convmixer_jax.optim import make_optimizer, make_schedule
 from convmixer_jax.state import create_state, make_model
 from convmixer_jax.train import train_step
@@ -27,8 +28,7 @@ from tests.plain_convmixer import PlainConvMixer
 def measure(name: str, model, config) -> None:
   """Prints one line."""
   schedule = make_schedule("onecycle", peak=0.01, epochs=150, steps_per_epoch=2001)
-  settings = {key: value for key, value in config.optimizer.items() if key != "learning_rate"}
-  optimizer = make_optimizer(schedule, **settings)
+  optimizer = make_optimizer(schedule, weight_decay=2e-5, decay="kernels", clip_norm=1.0)
   size, batch_size = config.data.image_size, flags.FLAGS.batch_size
   state = jax.eval_shape(
     lambda: create_state(
@@ -49,7 +49,7 @@ def measure(name: str, model, config) -> None:
     model=model,
     optimizer=optimizer,
     schedule=schedule,
-    augmentation=dict(config.augment),
+    augmentation=make_augmentation(config),
   )
   start = time.perf_counter()
   compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()

@@ -23,6 +23,7 @@ import torch
 from benchmarks import turns
 from convmixer_jax import ConvMixer
 from convmixer_jax import mesh as mesh_lib
+from convmixer_jax.augment import Augmentation
 from convmixer_jax.optim import make_optimizer
 from convmixer_jax.state import create_state
 from convmixer_jax.train import train_step
@@ -35,7 +36,7 @@ MODELS = {
   "768/32": (768, 32, 7, 7, "relu", 2, 224),
 }
 CLASSES = 10
-AUGMENTATION = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "crop_padding": 0, "flip": False}
+AUGMENTATION = Augmentation((0.5,) * 3, (0.25,) * 3, CLASSES, flip=False)
 
 
 def jax_call(name: str, image: np.ndarray, label: np.ndarray, **attributes) -> Callable:

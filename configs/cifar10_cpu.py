@@ -2,7 +2,7 @@
 
 Command:   python -m convmixer_jax.main --config=configs/cifar10_cpu.py
 Reaches:   74.9 % on the JPEG copy of CIFAR-10 in 2 min 20 s on 2 CPU cores (README.md).
-Source:    our own; `benchmarks/cifar10_cpu_torch.py` runs the same in PyTorch.
+Source:    our own; `benchmarks/cifar10_torch.py` runs the same in PyTorch.
 """
 
 import pathlib
@@ -16,6 +16,7 @@ def get_config() -> config_dict.ConfigDict:
   """The settings."""
   config = read(pathlib.Path(__file__).with_name("cifar10_256_8.py"))
   config.data.update(batch_size=128, eval_batch_size=500, drop_remainder=True)
+  config.augment.policy = None
   config.model.update(dim=64, depth=4, patch_size=4, dtype="float32")
   config.optimizer.update(learning_rate=0.01, weight_decay=0.01)
   config.run.epochs = 10

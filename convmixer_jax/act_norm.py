@@ -26,6 +26,18 @@ def _gelu_with_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   return x * cdf, cdf + x * pdf
 
 
+def _gelu_tanh(x: jax.Array) -> jax.Array:
+  return _gelu_tanh_with_slope(x)[0]
+
+
+def _gelu_tanh_with_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  scale, cubic = np.float32(np.sqrt(2 / np.pi)), np.float32(0.044715)
+  square = x * x
+  tanh = jnp.tanh(scale * x * (1 + cubic * square))
+  inner_slope = scale * (1 + 3 * cubic * square)
+  return 0.5 * x * (1 + tanh), 0.5 * (1 + tanh + x * (1 - tanh * tanh) * inner_slope)
+
+
 def _relu(x: jax.Array) -> jax.Array:
   return jnp.maximum(x, 0)
 
@@ -34,9 +46,11 @@ def _relu_with_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   return _relu(x), (x > 0).astype(x.dtype)
 
 
-# PyTorch's GELU is the exact one. Each activation, and it together with its derivative.
+# PyTorch's GELU is the exact one; Flux's, and the default of `jax.nn.gelu`, its approximation by
+# tanh. Each activation, and it together with its derivative.
 ACTIVATIONS: dict[str, tuple[Callable, Callable]] = {
   "gelu": (_gelu, _gelu_with_slope),
+  "gelu_tanh": (_gelu_tanh, _gelu_tanh_with_slope),
   "relu": (_relu, _relu_with_slope),
 }
 

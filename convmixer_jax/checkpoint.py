@@ -67,6 +67,11 @@ class Checkpoints:
     step = self._manager.latest_step()
     return None if step is None else self._directory / str(step)
 
+  def best(self) -> int | None:
+    """The step of the most accurate checkpoint, or of the newest where none has an accuracy."""
+    self._manager.wait_until_finished()
+    return self._manager.best_step()
+
 
 def restore(
   workdir: pathlib.Path, like: Any, sharding: jax.sharding.Sharding, step: int | None = None
@@ -169,4 +174,5 @@ def _directory(workdir: pathlib.Path) -> pathlib.Path:
 
 def _as_tree(state: TrainState) -> dict[str, Any]:
   """The fields by name; the random key as plain numbers, which every version of Orbax can save."""
-  return {**vars(state), "key": jax.random.key_data(state.key)}
+  fields = {**vars(state), "key": jax.random.key_data(state.key)}
+  return {name: value for name, value in fields.items() if value is not None}

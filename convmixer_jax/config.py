@@ -24,49 +24,39 @@ def base() -> config_dict.ConfigDict:
   required = optional = config_dict.placeholder  # None until set; `_OPTIONAL` may stay so
   schema = config_dict.create(
     seed=0,
-    data=dict(
-      dataset=required(str),  # "digits", "folder", or the name of a TFDS dataset
-      data_dir=optional(str),  # None: $TFDS_DATA_DIR or ~/tensorflow_datasets; "folder": its root
-      train_split="train",  # TFDS's syntax, slices too: "train[:90%]"
-      eval_split="test",
-      image_size=required(int),  # side in pixels of what the model sees
-      batch_size=required(int),  # global: over all devices and processes
-      eval_batch_size=required(int),  # likewise
-      drop_remainder=True,  # leave out an epoch's last, smaller batch
-      crop="none",  # "none": records have image_size already; "random_resized": ImageNet's
-      crop_scale=(0.08, 1.0),  # area of a random crop over that of the image
-      crop_ratio=(3 / 4, 4 / 3),  # width of a random crop over its height
-      eval_crop_fraction=0.96,  # side of the centre crop over the resized short side
-      cache="none",  # or "host": decoded once into memory; or "device": on it, if they fit
-    ),
-    augment=dict(
-      mean=required(tuple),  # of each channel, as fractions of 255
-      std=required(tuple),
-      crop_padding=0,  # zero pixels around the image before a crop back to image_size
-      flip=True,  # mirror every second image, left to right
-    ),
+    **_images(),
     model=dict(
       dim=required(int),
       depth=required(int),
       kernel_size=required(int),
       patch_size=required(int),
       num_classes=required(int),
-      activation="gelu",  # "gelu" (exact) or "relu"
+      activation="gelu",  # "gelu" (exact), "gelu_tanh" or "relu"
+      dropout=0.0,  # share of the pooled features that are dropped before the head
+      initializer="torch",  # PyTorch's, or "glorot": Keras's and Flux's
+      norm_momentum=0.9,  # of BatchNorm's old running statistics: 1 - PyTorch's
+      norm_epsilon=1e-5,  # added to BatchNorm's variance
       depthwise=optional(str),  # convolution: "taps", "xla", "pallas"; None: by the platform
       dtype="float32",  # of the computation: "float32" or "bfloat16"; parameters are float32
     ),
     optimizer=dict(
       learning_rate=required(float),  # the schedule's peak
-      weight_decay=required(float),  # decoupled, times the learning rate
+      weight_decay=required(float),
       decay="all",  # "all", or "kernels": biases and BatchNorm are left alone
+      decay_kind="adamw",  # times the learning rate; "unscaled": not; "l2": in the gradient
       b1=0.9,
       b2=0.999,
       eps=1e-8,
       clip_norm=optional(float),  # of the whole gradient; None: no clipping
+      clip_each=False,  # of each array of the gradient instead
+      loss="mean",  # over the batch, or "sum"
+      accumulate_steps=1,  # a batch's gradient comes from so many equal parts of it, in turn
+      ema_decay=optional(float),  # keep and evaluate an average of the weights, too; None: none
     ),
     schedule=dict(
-      name="onecycle",  # the authors' "onecycle", "cosine", or optax's "optax_onecycle"
+      name="onecycle",  # the authors'; "cosine", "optax_onecycle", "slanted_triangle", "constant"
       warmup_epochs=0,  # "cosine" only: linear from 0
+      first_epoch=0,  # "onecycle" only: 1 for a schedule that is an epoch ahead
     ),
     run=dict(
       epochs=required(int),  # the schedule's length
@@ -81,24 +71,82 @@ def base() -> config_dict.ConfigDict:
   return schema.lock()
 
 
-_OPTIONAL = ("data.data_dir", "model.depthwise", "optimizer.clip_norm", "run.max_steps")
+def _images() -> dict[str, dict[str, Any]]:
+  required = optional = config_dict.placeholder
+  return dict(
+    data=dict(
+      dataset=required(str),  # "digits", "folder", or the name of a TFDS dataset
+      data_dir=optional(str),  # None: $TFDS_DATA_DIR or ~/tensorflow_datasets; "folder": its root
+      train_split="train",  # TFDS's syntax, slices too: "train[:90%]"
+      eval_split="test",
+      test_split=optional(str),  # for the most accurate checkpoint, at the end of the run
+      image_size=required(int),  # side in pixels of what the model sees
+      batch_size=required(int),  # global: over all devices and processes
+      eval_batch_size=required(int),  # likewise
+      drop_remainder=True,  # leave out an epoch's last, smaller batch
+      group_size=optional(int),  # images with BatchNorm statistics and Mixup of their own, as those
+      # of one GPU in PyTorch; None: the whole batch
+      crop="none",  # or "random_resized": ImageNet's; with a cache, on the device
+      crop_scale=(0.08, 1.0),  # area of a random crop over that of the image
+      crop_ratio=(3 / 4, 4 / 3),  # width of a random crop over its height
+      crop_interpolation="random",  # "bilinear", "bicubic", or "random": either for each image
+      eval_crop_fraction=0.96,  # side of the centre crop over the resized short side
+      cache="none",  # or "host": decoded once into memory; or "device": on it, if they fit
+    ),
+    augment=dict(
+      mean=required(tuple),  # of each channel, as fractions of 255
+      std=required(tuple),
+      crop_padding=0,  # zero pixels around the image before a crop back to image_size
+      rotate=0.0,  # greatest angle of a random turn, in degrees
+      shift=0.0,  # greatest random shift, as a fraction of the side
+      zoom=0.0,  # greatest random change of height and of width, as a fraction
+      flip=True,  # mirror every second image, left to right
+      policy=optional(
+        str
+      ),  # RandAugment: timm's, as "rand-m9-mstd0.5-inc1", or "torchvision-n2-m12"
+      jitter=0.0,  # greatest change of brightness, contrast and saturation, as a fraction
+      label_smoothing=0.0,  # share of each label that is spread over all classes
+      mixup_alpha=0.0,  # of the Beta distribution of the ratio; 0: no Mixup
+      cutmix_alpha=0.0,  # likewise; where both are set, each mixes half of the groups
+      erase_probability=0.0,  # of a rectangle in the normalised image
+      erase_mode="pixel",  # filled with noise, as timm does; or "constant": 0, as torchvision
+    ),
+  )
+
+
+_OPTIONAL = """
+  data.data_dir data.test_split data.group_size augment.policy model.depthwise optimizer.clip_norm
+  optimizer.ema_decay run.max_steps
+"""
 _CHOICES = {
   "data.crop": ("none", "random_resized"),
+  "data.crop_interpolation": ("random", "bilinear", "bicubic"),
   "data.cache": ("none", "host", "device"),
-  "model.activation": ("gelu", "relu"),
+  "augment.erase_mode": ("pixel", "constant"),
+  "model.activation": ("gelu", "gelu_tanh", "relu"),
+  "model.initializer": ("torch", "glorot"),
   "model.depthwise": (None, "taps", "xla", "pallas"),
   "model.dtype": ("float32", "bfloat16"),
   "optimizer.decay": ("all", "kernels"),
-  "schedule.name": ("onecycle", "cosine", "optax_onecycle"),
+  "optimizer.decay_kind": ("adamw", "unscaled", "l2"),
+  "optimizer.loss": ("mean", "sum"),
+  "schedule.name": ("onecycle", "cosine", "optax_onecycle", "slanted_triangle", "constant"),
 }
 _POSITIVE = """
-  data.image_size data.batch_size data.eval_batch_size data.eval_crop_fraction model.dim
-  model.kernel_size model.patch_size model.num_classes optimizer.learning_rate optimizer.eps
-  optimizer.clip_norm run.epochs run.max_steps run.log_every_steps run.eval_every_epochs
-  run.checkpoint_every_steps run.keep_checkpoints
+  data.image_size data.batch_size data.eval_batch_size data.group_size data.eval_crop_fraction
+  model.dim model.kernel_size model.patch_size model.num_classes model.norm_epsilon
+  optimizer.learning_rate optimizer.eps optimizer.clip_norm optimizer.accumulate_steps run.epochs
+  run.max_steps run.log_every_steps run.eval_every_epochs run.checkpoint_every_steps
+  run.keep_checkpoints
 """
 _NOT_NEGATIVE = """
-  seed model.depth augment.crop_padding optimizer.weight_decay schedule.warmup_epochs run.workers
+  seed model.depth augment.crop_padding augment.rotate augment.shift augment.jitter
+  augment.mixup_alpha augment.cutmix_alpha optimizer.weight_decay schedule.warmup_epochs
+  schedule.first_epoch run.workers
+"""
+_BELOW_ONE = """
+  augment.zoom augment.label_smoothing model.dropout model.norm_momentum optimizer.b1 optimizer.b2
+  optimizer.ema_decay
 """
 
 
@@ -126,7 +174,7 @@ def validate(config: config_dict.ConfigDict) -> None:
   """
   flat = flatten(config)
   for key, value in flat.items():
-    if value is None and key not in _OPTIONAL:
+    if value is None and key not in _OPTIONAL.split():
       raise UserError(f"config.{key} is not set: set it in the config file or with --config.{key}=")
   for key, allowed in _CHOICES.items():
     if flat[key] not in allowed:
@@ -134,6 +182,8 @@ def validate(config: config_dict.ConfigDict) -> None:
   for keys, is_right, bound in (
     (_POSITIVE, lambda value: value > 0, "greater than 0"),
     (_NOT_NEGATIVE, lambda value: value >= 0, "0 or greater"),
+    (_BELOW_ONE, lambda value: 0 <= value < 1, "in [0, 1)"),
+    ("augment.erase_probability", lambda value: 0 <= value <= 1, "in [0, 1]"),
   ):
     for key in keys.split():
       if flat[key] is not None and not is_right(flat[key]):
@@ -149,10 +199,32 @@ def validate(config: config_dict.ConfigDict) -> None:
       f"config.augment.mean={config.augment.mean} and config.augment.std={config.augment.std} "
       "have to have one value for each channel"
     )
-  if config.data.crop != "none" and config.data.cache != "none":
+  _check_groups(config)
+  if config.augment.policy is not None:
+    # Imported here, because this module has to work before JAX is imported.
+    from convmixer_jax.augment import policy
+
+    policy.parse(config.augment.policy)
+
+
+def _check_groups(config: config_dict.ConfigDict) -> None:
+  """Parts of the batch, and groups of these, have to be whole; partners for Mixup come in pairs."""
+  batch, parts = config.data.batch_size, config.optimizer.accumulate_steps
+  if batch % parts:
     raise UserError(
-      f'config.data.cache is "{config.data.cache}", but config.data.crop="{config.data.crop}" '
-      'makes a new image each time: set config.data.cache="none"'
+      f"config.optimizer.accumulate_steps is {parts}, which does not divide "
+      f"config.data.batch_size={batch}"
+    )
+  group = config.data.group_size or batch // parts
+  if batch // parts % group:
+    raise UserError(
+      f"config.data.group_size is {group}, which does not divide the {batch // parts} images of "
+      f"config.data.batch_size={batch} / config.optimizer.accumulate_steps={parts}"
+    )
+  if group % 2 and (config.augment.mixup_alpha or config.augment.cutmix_alpha):
+    raise UserError(
+      f"config.augment.mixup_alpha and cutmix_alpha mix pairs of images, but a group has {group}: "
+      "set an even config.data.group_size, or an even config.data.batch_size"
     )
 
 

@@ -25,28 +25,31 @@ def eval_step(
 ) -> metrics.Sums:
   """Sums of the metrics over one batch, with the running statistics."""
   logits_bk: Any = model.apply(variables, augment.normalize(batch["image"], mean, std))
-  return metrics.sums(logits_bk, batch["label"], batch["mask"])
+  target_bk = jax.nn.one_hot(batch["label"], logits_bk.shape[-1])
+  return metrics.sums(logits_bk, target_bk, batch["mask"])
 
 
 class Evaluator:
-  """The evaluation split of a config, and the compiled step over it.
+  """One split of a config's data, and the compiled step over it.
 
   Args:
     config: see `config.base`.
     mesh: where.
+    split: such as `config.data.eval_split`.
 
   Raises:
     UserError: if the data are missing, or do not fit the rest of the config.
   """
 
-  def __init__(self, config: config_dict.ConfigDict, mesh: Mesh):
+  def __init__(self, config: config_dict.ConfigDict, mesh: Mesh, split: str):
     self.model = make_model(config, mesh)
-    self.batches, self._feed = inputs.open_split(config, mesh, train=False)
-    self._workers = config.run.workers
+    self.batches, self._feed = inputs.open_split(config, mesh, split, train=False)
+    self._image_size, self._workers = config.data.image_size, config.run.workers
+    self._replicated = mesh_lib.replicated(mesh)
     step = functools.partial(
       eval_step, model=self.model, mean=config.augment.mean, std=config.augment.std
     )
-    self._step = jax.jit(step, out_shardings=mesh_lib.replicated(mesh))
+    self._step = jax.jit(step, out_shardings=self._replicated)
 
   def __call__(self, variables: Any) -> dict[str, float]:
     """Loss and accuracies over the whole split, and "num_examples".
@@ -65,20 +68,30 @@ class Evaluator:
     assert totals["count"] == examples, (totals["count"], examples)
     return {**metrics.averages(totals), "num_examples": examples}
 
+  def of_checkpoint(
+    self, workdir: pathlib.Path, step: int | None = None
+  ) -> tuple[dict[str, float], int]:
+    """The same of the newest checkpoint that can be read, or of `step`; and its step.
+
+    Raises:
+      UserError: if there is no such checkpoint.
+    """
+    image_shape = (1, self._image_size, self._image_size, self.batches.source.channels)
+    image_bhwc = jax.ShapeDtypeStruct(image_shape, "float32")
+    like = jax.eval_shape(self.model.init, jax.random.key(0), image_bhwc)
+    variables, step = checkpoint.restore(workdir, like, self._replicated, step)
+    return self(variables), step
+
 
 def evaluate_checkpoint(
   config: config_dict.ConfigDict, workdir: pathlib.Path, step: int | None = None
 ) -> dict[str, float | str]:
-  """Metrics of the newest checkpoint that can be read, or of `step`, and that step.
+  """The metrics of `Evaluator.of_checkpoint` on the evaluation split, with "step" and "split".
 
   Raises:
     UserError: if a setting is wrong, or there is no such checkpoint.
   """
   config_lib.validate(config)
-  mesh = mesh_lib.make_mesh()
-  evaluator = Evaluator(config, mesh)
-  size, channels = config.data.image_size, evaluator.batches.source.channels
-  image_bhwc = jax.ShapeDtypeStruct((1, size, size, channels), "float32")
-  like = jax.eval_shape(evaluator.model.init, jax.random.key(0), image_bhwc)
-  variables, step = checkpoint.restore(workdir, like, mesh_lib.replicated(mesh), step)
-  return {"step": step, "split": "eval", **evaluator(variables)}
+  evaluator = Evaluator(config, mesh_lib.make_mesh(), config.data.eval_split)
+  values, step = evaluator.of_checkpoint(workdir, step)
+  return {"step": step, "split": "eval", **values}

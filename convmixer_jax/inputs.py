@@ -9,6 +9,7 @@ from ml_collections import config_dict
 
 from convmixer_jax import data
 from convmixer_jax import mesh as mesh_lib
+from convmixer_jax.augment import Augmentation, policy
 from convmixer_jax.errors import UserError
 from convmixer_jax.source import open_source
 
@@ -16,15 +17,21 @@ _log = logging.getLogger(__name__)
 
 
 def open_split(
-  config: config_dict.ConfigDict, mesh: Mesh, *, train: bool
+  config: config_dict.ConfigDict, mesh: Mesh, split: str, *, train: bool
 ) -> tuple[data.Batches, mesh_lib.Feed]:
-  """The batches of `config.data.train_split` or `eval_split`, and what puts them on the mesh.
+  """The batches of a split, and what puts them on the mesh.
+
+  Args:
+    config: see `config.base`.
+    mesh: where.
+    split: in TFDS's syntax.
+    train: for training, or for evaluation.
 
   Raises:
     UserError: if the data are missing, or do not fit the rest of the config.
   """
   c = config.data
-  source = open_source(c.dataset, c.train_split if train else c.eval_split, c.data_dir)
+  source = open_source(c.dataset, split, c.data_dir)
   if len(source.class_names) != config.model.num_classes:
     raise UserError(
       f"config.model.num_classes is {config.model.num_classes}, but {c.dataset} has "
@@ -37,7 +44,9 @@ def open_split(
     )
   batches = data.Batches(
     source,
-    data.Preprocess(c.image_size, c.crop, c.crop_scale, c.crop_ratio, c.eval_crop_fraction),
+    data.Preprocess(
+      c.image_size, _crop_on_host(config), c.crop_scale, c.crop_ratio, c.eval_crop_fraction
+    ),
     c.batch_size if train else c.eval_batch_size,
     train,
     config.seed,
@@ -46,6 +55,8 @@ def open_split(
     jax.process_count(),
   )
   _check_sizes(batches, mesh, "batch_size" if train else "eval_batch_size")
+  if train:
+    _check_rest(config, len(source) % c.batch_size)
   image, _ = source.read([0])[0]
   batches.preprocess(image, source.channels, None)  # an error before all the others decode
   if c.cache == "none":
@@ -55,6 +66,35 @@ def open_split(
   on_device = c.cache == "device" and mesh_lib.fits(mesh, resident)
   batches = dataclasses.replace(batches, source=resident, index_only=on_device)
   return batches, mesh_lib.Feed(mesh, resident if on_device else None)
+
+
+def make_augmentation(config: config_dict.ConfigDict) -> Augmentation:
+  """What `config.augment` says, and the crop if it is made on the device."""
+  c, settings = config.data, config.augment.to_dict()
+  text = settings.pop("policy")
+  on_device = c.crop == "random_resized" and _crop_on_host(config) == "none"
+  return Augmentation(
+    **settings,
+    resized_crop=(c.crop_scale, c.crop_ratio, c.crop_interpolation) if on_device else None,
+    policy=None if text is None else policy.parse(text),
+    num_classes=config.model.num_classes,
+    group_size=c.group_size,
+  )
+
+
+def _crop_on_host(config: config_dict.ConfigDict) -> str:
+  """Images of many sizes cannot be cached, and images of one size are cropped on the device."""
+  return config.data.crop if config.data.cache == "none" else "none"
+
+
+def _check_rest(config: config_dict.ConfigDict, rest: int) -> None:
+  unit = config.optimizer.accumulate_steps * (config.data.group_size or 1)
+  if rest % unit and not config.data.drop_remainder:
+    raise UserError(
+      f"config.data.batch_size is {config.data.batch_size}, which leaves a last batch of {rest} "
+      f"that is no multiple of config.data.group_size * config.optimizer.accumulate_steps = {unit}:"
+      " set config.data.drop_remainder=True"
+    )
 
 
 def _check_sizes(batches: data.Batches, mesh: Mesh, key: str) -> None:

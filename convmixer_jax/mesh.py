@@ -24,9 +24,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def sharded(mesh: Mesh) -> NamedSharding:
-  """The first axis cut over all devices."""
-  return NamedSharding(mesh, PartitionSpec("data"))
+def sharded(mesh: Mesh, axis: int = 0) -> NamedSharding:
+  """One axis, by default the first, cut over all devices."""
+  return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
 
 class Feed:

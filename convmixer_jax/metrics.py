@@ -11,22 +11,24 @@ import optax
 Sums = dict[str, jax.Array]
 
 
-def cross_entropy(logits_bk: jax.Array, label_b: jax.Array) -> jax.Array:
-  """Cross-entropy of each example, [b] float32, in nats."""
-  return optax.softmax_cross_entropy_with_integer_labels(logits_bk, label_b)
+def cross_entropy(logits_bk: jax.Array, target_bk: jax.Array) -> jax.Array:
+  """Cross-entropy of each example with its soft target, [b] float32, in nats."""
+  return optax.softmax_cross_entropy(logits_bk, target_bk)
 
 
-def sums(logits_bk: jax.Array, label_b: jax.Array, mask_b: jax.Array) -> Sums:
+def sums(logits_bk: jax.Array, target_bk: jax.Array, mask_b: jax.Array) -> Sums:
   """Sums over the examples whose mask is 1; `averages` divides them by their "count".
 
-  "top5_accuracy" is among them where there are more than five classes. An
+  The label of an example is the class that has most of its target.
+  "top5_accuracy" is among the sums where there are more than five classes. An
   example is right if no other class scores higher than its own, ties going to
   the lower class.
   """
-  rank_b = (logits_bk > jnp.take_along_axis(logits_bk, label_b[:, None], 1)).sum(-1)
+  label_b1 = target_bk.argmax(-1, keepdims=True)
+  rank_b = (logits_bk > jnp.take_along_axis(logits_bk, label_b1, 1)).sum(-1)
   result = {
-    "loss": cross_entropy(logits_bk, label_b),
-    "accuracy": (logits_bk.argmax(-1) == label_b).astype(jnp.float32),
+    "loss": cross_entropy(logits_bk, target_bk),
+    "accuracy": (logits_bk.argmax(-1) == label_b1[:, 0]).astype(jnp.float32),
     "count": jnp.ones_like(mask_b),
   }
   if logits_bk.shape[-1] > 5:

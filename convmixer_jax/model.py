@@ -1,5 +1,6 @@
 """The ConvMixer network, with PyTorch's initialisation and BatchNorm."""
 
+from collections.abc import Callable
 import functools
 import math
 from typing import Any
@@ -14,43 +15,54 @@ from convmixer_jax.depthwise import depthwise_conv, depthwise_conv_cbhw
 # Where the model's dimensions lie between its layers: as in the images, or with
 # the channels outermost.
 LAYOUTS = ("bhwc", "cbhw")
+# How weights are drawn before training.
+INITIALIZERS = ("torch", "glorot")
 
 
 class Weights(nn.Module):
-  """A layer's kernel and bias, as PyTorch initialises both.
+  """A layer's kernel and bias, drawn at random.
 
-  That is U(-1/sqrt(fan_in), 1/sqrt(fan_in)), where fan_in is the number of
-  inputs to an output: the product of all axes of the kernel but the last.
+  With "torch", both are PyTorch's U(-1/sqrt(fan_in), 1/sqrt(fan_in)), where fan_in is the number of
+  inputs to an output: the product of all axes of the kernel but the last. With "glorot", the kernel
+  is U(-a, a) with a = sqrt(6 / (fan_in + fan_out)) and the bias 0, as in Keras and Flux.
   """
 
+  initializer: str
   dtype: jax.typing.DTypeLike = jnp.float32
   param_dtype: jax.typing.DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, *shape: int) -> tuple[jax.Array, jax.Array]:
     """The kernel, of this shape in `dtype`, and the bias, `shape[-1:]` in `param_dtype`."""
-    bound = 1 / math.sqrt(math.prod(shape[:-1]))
-
-    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-      return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    kernel = self.param("kernel", init, shape, self.param_dtype)
-    bias = self.param("bias", init, shape[-1:], self.param_dtype)
+    init_kernel = init_bias = _uniform(1 / math.sqrt(math.prod(shape[:-1])))
+    if self.initializer == "glorot":
+      init_kernel, init_bias = nn.initializers.glorot_uniform(), nn.initializers.zeros
+    kernel = self.param("kernel", init_kernel, shape, self.param_dtype)
+    bias = self.param("bias", init_bias, shape[-1:], self.param_dtype)
     return kernel.astype(self.dtype), bias
+
+
+def _uniform(bound: float) -> nn.initializers.Initializer:
+  def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None):
+    del out_sharding
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+  return init
 
 
 class ActNorm(nn.Module):
   """The bias of the layer before, the activation, then BatchNorm, as PyTorch does it.
 
-  Statistics are kept in float32 with momentum 0.9 (PyTorch's 0.1), eps 1e-5
-  and the unbiased variance. Under `jit` over a sharded batch they are those of
-  the global batch, whatever the number of devices.
+  Statistics are kept in float32, their variance unbiased. Under `jit` over a sharded batch they
+  are those of the global batch, or of its groups, whatever the number of devices.
   """
 
   activation: str
   layout: str
+  group_size: int | None
+  momentum: float
+  epsilon: float
   param_dtype: jax.typing.DTypeLike = jnp.float32
-  momentum: float = 0.9
 
   @nn.compact
   def __call__(self, x: jax.Array, pre_bias: jax.Array, train: bool) -> jax.Array:
@@ -62,42 +74,62 @@ class ActNorm(nn.Module):
     mean_ra = self.variable("batch_stats", "mean", jnp.zeros, (dim,), jnp.float32)
     var_ra = self.variable("batch_stats", "var", jnp.ones, (dim,), jnp.float32)
     vectors: dict[str, Any] = {"scale": scale, "bias": bias, "pre_bias": pre_bias}
+    settings: dict[str, Any] = {"channel_axis": axis, "epsilon": self.epsilon}
     if not train:
       vectors |= {"mean": mean_ra.value, "var": var_ra.value}
-      return act_affine(x, self.activation, channel_axis=axis, **vectors)
-    y, mean, var = act_norm(x, self.activation, channel_axis=axis, **vectors)
-    if not self.is_initializing():
-      count = x.size // dim
-      unbiased = var * (count / max(count - 1, 1))
-      mean_ra.value = self.momentum * mean_ra.value + (1 - self.momentum) * mean
-      var_ra.value = self.momentum * var_ra.value + (1 - self.momentum) * unbiased
-    return y
+      return act_affine(x, self.activation, **vectors, **settings)
+    if self.is_initializing():  # its batch is no whole group
+      return act_norm(x, self.activation, **vectors, **settings)[0]
+    batch_axis = self.layout.index("b")
+    groups = _split_groups(x, self.group_size, batch_axis)
+
+    def normalize(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+      return act_norm(x, self.activation, **vectors, **settings)
+
+    y, mean_gc, var_gc = jax.vmap(normalize, batch_axis, (batch_axis, 0, 0))(groups)
+    count = x.size // len(mean_gc) // dim
+    unbiased_gc = var_gc * (count / max(count - 1, 1))
+    mean_ra.value = self.momentum * mean_ra.value + (1 - self.momentum) * mean_gc.mean(0)
+    var_ra.value = self.momentum * var_ra.value + (1 - self.momentum) * unbiased_gc.mean(0)
+    return y.reshape(x.shape)
+
+
+def _split_groups(x: jax.Array, group_size: int | None, batch_axis: int) -> jax.Array:
+  """Cuts the batch axis into [groups, group_size], or into one group."""
+  batch = x.shape[batch_axis]
+  size = group_size or batch
+  if batch % size:
+    raise ValueError(f"a batch of {batch} images cannot be cut into groups of group_size={size}")
+  return x.reshape(*x.shape[:batch_axis], batch // size, size, *x.shape[batch_axis + 1 :])
 
 
 class Block(nn.Module):
-  """Depthwise mixing of positions with a residual around it, then pointwise mixing of channels."""
+  """Depthwise mixing of positions with a residual around it, then pointwise mixing of channels.
+
+  Attributes:
+    kernel_size, layout, depthwise: as in `ConvMixer`.
+    weights, norm: make a layer's `Weights` and its `ActNorm`.
+  """
 
   kernel_size: int
-  activation: str
   layout: str
-  depthwise: str | None = None
-  dtype: jax.typing.DTypeLike = jnp.float32
-  param_dtype: jax.typing.DTypeLike = jnp.float32
+  depthwise: str | None
+  weights: Callable[..., Weights]
+  norm: Callable[..., ActNorm]
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    """Maps in `layout` and `dtype` -> the same."""
+    """Maps in `layout` -> the same."""
     k, dim = self.kernel_size, x.shape[self.layout.index("c")]
-    types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    norm = functools.partial(ActNorm, self.activation, self.layout, self.param_dtype)
 
-    kernel, bias = Weights(**types, name="depthwise")(k, k, 1, dim)
+    kernel, bias = self.weights(name="depthwise")(k, k, 1, dim)
     convolve = depthwise_conv_cbhw if self.layout == "cbhw" else depthwise_conv
     y = convolve(x, kernel[:, :, 0], implementation=self.depthwise)
-    x = x + norm(name="depthwise_norm")(y, bias, train)
+    x = x + self.norm(name="depthwise_norm")(y, bias, train)
 
-    kernel, bias = Weights(**types, name="pointwise")(1, 1, dim, dim)
-    return norm(name="pointwise_norm")(_mix_channels(x, kernel[0, 0], self.layout), bias, train)
+    kernel, bias = self.weights(name="pointwise")(1, 1, dim, dim)
+    y = _mix_channels(x, kernel[0, 0], self.layout)
+    return self.norm(name="pointwise_norm")(y, bias, train)
 
 
 class ConvMixer(nn.Module):
@@ -111,10 +143,19 @@ class ConvMixer(nn.Module):
       both sides of the images, whose size and channels are otherwise free.
     num_classes: size of the logits; 0 leaves the head out and gives the pooled
       features.
-    activation: "gelu" (exact) or "relu" (the authors' 768/32).
+    activation: "gelu" (exact), "gelu_tanh" (its approximation) or "relu" (the
+      authors' 768/32).
     dtype: type of the computation; activations, statistics, the pooling and the
       head are computed in float32.
     param_dtype: type of the parameters.
+    group_size: in training, so many images in a row have their own BatchNorm
+      statistics, as the batch of one GPU has in PyTorch, and the running ones
+      are averaged over the groups; None for the whole global batch.
+    norm_momentum: weight of the running statistics' old values, 1 - PyTorch's.
+    norm_epsilon: added to BatchNorm's variance.
+    dropout: share of the pooled features that are 0 in training, which then
+      needs the random numbers "dropout".
+    initializer: "torch" or "glorot", see `Weights`.
     layout: "bhwc", or "cbhw", which is faster on CPU: the order of dimensions
       between the layers. Arguments, results and parameters are the same.
     depthwise: the `implementation` of `depthwise.depthwise_conv`.
@@ -128,6 +169,11 @@ class ConvMixer(nn.Module):
   activation: str = "gelu"
   dtype: jax.typing.DTypeLike = jnp.float32
   param_dtype: jax.typing.DTypeLike = jnp.float32
+  group_size: int | None = None
+  norm_momentum: float = 0.9
+  norm_epsilon: float = 1e-5
+  dropout: float = 0.0
+  initializer: str = "torch"
   layout: str = "bhwc"
   depthwise: str | None = None
 
@@ -135,17 +181,29 @@ class ConvMixer(nn.Module):
     """Names the layers; raises ValueError for an attribute that is not allowed."""
     for name, value, allowed in (
       ("activation", self.activation, ACTIVATIONS),
+      ("initializer", self.initializer, INITIALIZERS),
       ("layout", self.layout, LAYOUTS),
     ):
       if value not in allowed:
         raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
     types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    self.stem = Weights(**types)
-    self.stem_norm = ActNorm(self.activation, self.layout, self.param_dtype)
-    block = (self.kernel_size, self.activation, self.layout, self.depthwise)
-    self.blocks = [Block(*block, **types) for _ in range(self.depth)]
+    weights = functools.partial(Weights, self.initializer, **types)
+    norm = functools.partial(
+      ActNorm,
+      self.activation,
+      self.layout,
+      self.group_size,
+      self.norm_momentum,
+      self.norm_epsilon,
+      self.param_dtype,
+    )
+    self.stem = weights()
+    self.stem_norm = norm()
+    block = (self.kernel_size, self.layout, self.depthwise, weights, norm)
+    self.blocks = [Block(*block) for _ in range(self.depth)]
     if self.num_classes:
-      self.head = Weights(param_dtype=self.param_dtype)
+      self.head_dropout = nn.Dropout(self.dropout)
+      self.head = weights(dtype=jnp.float32)
 
   def features(self, image_bhwc: jax.Array, train: bool = False) -> jax.Array:
     """The map [b, h / patch_size, w / patch_size, dim] in `dtype`, before the pooling.
@@ -174,6 +232,7 @@ class ConvMixer(nn.Module):
     pooled_bf = self.features(image_bhwc, train).astype(jnp.float32).mean((1, 2))
     if not self.num_classes:
       return pooled_bf
+    pooled_bf = self.head_dropout(pooled_bf, deterministic=not train)
     kernel, bias = self.head(self.dim, self.num_classes)
     return pooled_bf @ kernel + bias[None]
 

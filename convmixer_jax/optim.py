@@ -1,17 +1,21 @@
-"""Learning-rate schedules and the AdamW chain."""
+"""Learning-rate schedules, and Adam with its kinds of decay and clipping."""
 
 import jax
 import jax.numpy as jnp
 import optax
 
 
-def onecycle(peak: float, epochs: int, steps_per_epoch: int) -> optax.Schedule:
+def onecycle(
+  peak: float, epochs: int, steps_per_epoch: int, first_epoch: int = 0
+) -> optax.Schedule:
   """The authors' piecewise-linear schedule, which is not PyTorch's OneCycleLR.
 
   Over epochs t it goes through 0 at t = 0, `peak` at 2/5 of the epochs, peak/20
   at 4/5 and 0 at the end, the knots rounded down to whole epochs. Update i,
-  counted from 0, has t = (i + 1) / steps_per_epoch, so the last one has
-  learning rate 0. Source: the authors' timm, `onecycle_lr.py` and `train.py`.
+  counted from 0, has t = first_epoch + (i + 1) / steps_per_epoch, so the last
+  one has learning rate 0. With `first_epoch` 1, as in the Cooper Union study,
+  the whole last epoch has. Source: the authors' timm, `onecycle_lr.py` and
+  `train.py`.
   """
   knots = (0, 2 * epochs // 5, 4 * epochs // 5, epochs)
   values = (0.0, peak, peak / 20, 0.0)
@@ -19,40 +23,75 @@ def onecycle(peak: float, epochs: int, steps_per_epoch: int) -> optax.Schedule:
   points = dict(zip(knots, values, strict=True))
 
   def schedule(count: jax.typing.ArrayLike) -> jax.Array:
-    t = (jnp.asarray(count, jnp.float32) + 1) / steps_per_epoch
+    t = first_epoch + (jnp.asarray(count, jnp.float32) + 1) / steps_per_epoch
     return jnp.interp(t, jnp.array(list(points), jnp.float32), jnp.array(list(points.values())))
 
   return schedule
 
 
+def slanted_triangle(peak: float, steps: int) -> optax.Schedule:
+  """Howard & Ruder's: linear from peak/32 to `peak` in a tenth of the steps, then back."""
+  cut = max(steps // 10, 1)
+  return optax.join_schedules(
+    [
+      optax.linear_schedule(peak / 32, peak, cut),
+      optax.linear_schedule(peak, peak / 32, max(steps - cut, 1)),
+    ],
+    [cut],
+  )
+
+
 def make_schedule(
-  name: str, *, peak: float, epochs: int, steps_per_epoch: int, warmup_epochs: int = 0
+  name: str,
+  *,
+  peak: float,
+  epochs: int,
+  steps_per_epoch: int,
+  warmup_epochs: int = 0,
+  first_epoch: int = 0,
 ) -> optax.Schedule:
   """Learning rate by number of the update, from 0.
 
   Args:
     name: "onecycle" (the authors'), "cosine" (to 0, after a linear warm-up of
-      `warmup_epochs`) or "optax_onecycle" (optax's cosine one, with its defaults).
+      `warmup_epochs`), "optax_onecycle" (optax's cosine one, with its defaults),
+      "slanted_triangle" or "constant".
     peak: the greatest learning rate.
     epochs: length of the schedule.
     steps_per_epoch: updates in an epoch.
     warmup_epochs: for "cosine" only.
+    first_epoch: for "onecycle" only.
   """
   steps = epochs * steps_per_epoch
   if name == "onecycle":
-    return onecycle(peak, epochs, steps_per_epoch)
+    return onecycle(peak, epochs, steps_per_epoch, first_epoch)
   if name == "cosine":
     return optax.warmup_cosine_decay_schedule(0, peak, warmup_epochs * steps_per_epoch, steps)
-  return optax.cosine_onecycle_schedule(steps, peak)
+  if name == "optax_onecycle":
+    return optax.cosine_onecycle_schedule(steps, peak)
+  if name == "slanted_triangle":
+    return slanted_triangle(peak, steps)
+  return optax.constant_schedule(peak)
 
 
-def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
-  """Scales gradients by min(1, max_norm / (norm + 1e-6)), as PyTorch's clip_grad_norm_ does."""
+def clip_by_norm(max_norm: float, each: bool = False) -> optax.GradientTransformation:
+  """Scales gradients by min(1, max_norm / (norm + 1e-6)), as PyTorch's clip_grad_norm_ does.
+
+  Args:
+    max_norm: of the whole gradient.
+    each: of each array by itself instead, as Flux does it, without the 1e-6.
+  """
+
+  def clipped(g: jax.Array, norm: jax.Array) -> jax.Array:
+    return g * jnp.minimum(1, max_norm / norm)
 
   def update(updates, state, params=None):
     del params
-    factor = jnp.minimum(1, max_norm / (optax.tree.norm(updates) + 1e-6))
-    return jax.tree.map(lambda g: g * factor, updates), state
+    if each:  # a gradient of 0 stays 0
+      tiny = jnp.finfo(jnp.float32).tiny
+      return jax.tree.map(lambda g: clipped(g, jnp.linalg.norm(g.ravel()) + tiny), updates), state
+    norm = optax.tree.norm(updates) + 1e-6
+    return jax.tree.map(lambda g: clipped(g, norm), updates), state
 
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
@@ -62,24 +101,36 @@ def make_optimizer(
   *,
   weight_decay: float,
   decay: str,
+  decay_kind: str = "adamw",
   b1: float = 0.9,
   b2: float = 0.999,
   eps: float = 1e-8,
   clip_norm: float | None = None,
+  clip_each: bool = False,
 ) -> optax.GradientTransformation:
-  """AdamW as PyTorch's: the decay is decoupled and multiplied by the learning rate.
+  """Adam with clipping before it and a decay of the weights; by default PyTorch's AdamW.
 
   Args:
     schedule: learning rate by number of the update.
     weight_decay: its factor.
     decay: "all" parameters, or "kernels": biases and BatchNorm's scales are
       left alone, as in timm (`optim_factory.py`).
+    decay_kind: "adamw": beside Adam's step, and multiplied by the learning rate
+      as PyTorch does; "unscaled": beside it and not multiplied, as in TensorFlow
+      Addons; "l2": added to the gradient before clipping and Adam, as Flux's
+      WeightDecay or a penalty of weight_decay / 2 on the squares.
     b1, b2, eps: Adam's.
     clip_norm: greatest norm of the whole gradient, or None.
+    clip_each: of each array of the gradient instead, see `clip_by_norm`.
   """
   mask = None if decay == "all" else kernels_only
-  adamw = optax.adamw(schedule, b1, b2, eps, weight_decay=weight_decay, mask=mask)
-  return adamw if clip_norm is None else optax.chain(clip_by_global_norm(clip_norm), adamw)
+  clip = optax.identity() if clip_norm is None else clip_by_norm(clip_norm, clip_each)
+  adam, by_rate = optax.scale_by_adam(b1, b2, eps), optax.scale_by_learning_rate(schedule)
+  if decay_kind == "l2":
+    return optax.chain(optax.add_decayed_weights(weight_decay, mask), clip, adam, by_rate)
+  if decay_kind == "unscaled":
+    return optax.chain(clip, adam, by_rate, optax.add_decayed_weights(-weight_decay, mask))
+  return optax.chain(clip, adam, optax.add_decayed_weights(weight_decay, mask), by_rate)
 
 
 def kernels_only(params: optax.Params) -> optax.Params:

@@ -18,13 +18,21 @@ _log = logging.getLogger(__name__)
 
 
 class TrainState(flax.struct.PyTreeNode):
-  """A pytree: finished steps, variables, optimiser state and the root of all randomness."""
+  """A pytree: finished steps, variables, optimiser state and the root of all randomness.
+
+  `ema` holds the exponential moving averages of both variables, if they are kept.
+  """
 
   step: jax.Array
   params: Any
   batch_stats: Any
   opt_state: optax.OptState
   key: jax.Array
+  ema: Any = None
+
+  def variables(self) -> dict[str, Any]:
+    """What the model is applied with."""
+    return {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def make_model(config: config_dict.ConfigDict, mesh: Mesh) -> ConvMixer:
@@ -33,7 +41,8 @@ def make_model(config: config_dict.ConfigDict, mesh: Mesh) -> ConvMixer:
   layout = "cbhw" if platform == "cpu" else "bhwc"
   depthwise = config.model.depthwise or default_implementation(platform)
   _log.info("on %s: maps lie as %s, depthwise convolution by %s", platform, layout, depthwise)
-  return ConvMixer(**{**config.model, "dtype": jnp.dtype(config.model.dtype), "layout": layout})
+  settings = {**config.model, "dtype": jnp.dtype(config.model.dtype)}
+  return ConvMixer(**settings, layout=layout, group_size=config.data.group_size)
 
 
 def create_state(
@@ -43,6 +52,7 @@ def create_state(
   *,
   seed: int,
   image_shape: tuple[int, int, int],
+  with_ema: bool = False,
 ) -> TrainState:
   """A fresh state, made on the mesh, each device with a copy.
 
@@ -52,13 +62,14 @@ def create_state(
     mesh: where.
     seed: of the initialisation and of all later randomness.
     image_shape: (height, width, channels).
+    with_ema: whether averages of the variables are kept.
   """
 
   def create() -> TrainState:
     init_key, key = jax.random.split(jax.random.key(seed))
     variables = model.init(init_key, jnp.zeros((1, *image_shape)))
-    params = variables["params"]
-    step = jnp.zeros((), jnp.int32)
-    return TrainState(step, params, variables["batch_stats"], optimizer.init(params), key)
+    params, batch_stats = variables["params"], variables["batch_stats"]
+    step, ema = jnp.zeros((), jnp.int32), variables if with_ema else None
+    return TrainState(step, params, batch_stats, optimizer.init(params), key, ema)
 
   return jax.jit(create, out_shardings=mesh_lib.replicated(mesh))()

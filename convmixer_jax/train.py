@@ -1,19 +1,21 @@
 """The train step and the loop around it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 import functools
 import logging
 import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import config_dict
 import optax
 
-from convmixer_jax import augment, inputs, metrics
 from convmixer_jax import config as config_lib
+from convmixer_jax import inputs, metrics
 from convmixer_jax import mesh as mesh_lib
+from convmixer_jax.augment import Augmentation
 from convmixer_jax.checkpoint import Checkpoints, resume
 from convmixer_jax.errors import UserError
 from convmixer_jax.evaluate import Evaluator
@@ -33,7 +35,11 @@ def train_step(
   model: ConvMixer,
   optimizer: optax.GradientTransformation,
   schedule: optax.Schedule,
-  augmentation: Mapping[str, Any],
+  augmentation: Augmentation,
+  loss: str = "mean",
+  accumulate_steps: int = 1,
+  ema_decay: float | None = None,
+  part_sharding: jax.sharding.Sharding | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One update on one global batch.
 
@@ -41,30 +47,71 @@ def train_step(
     state: before the update.
     batch: "image" uint8 [b, h, w, c], "label" int32 [b], "mask" float32 [b] of ones.
     model, optimizer, schedule: whose state, parameters and updates these are.
-    augmentation: keyword arguments of `augment.augment`.
+    augmentation: of images and labels.
+    loss: "mean" or "sum" over the batch.
+    accumulate_steps: parts of the batch that go through the model one after the other.
+    ema_decay: of the average `state.ema`, if there is one.
+    part_sharding: of the parts' arrays, if there are several.
 
   Returns:
     The state after it, and `metrics.sums` with "learning_rate" and "grad_norm",
     the gradient's norm before clipping.
   """
-  image_bhwc = augment.augment(
-    jax.random.fold_in(state.key, state.step), batch["image"], **augmentation
-  )
-
-  def loss_fn(params):
-    variables = {"params": params, "batch_stats": state.batch_stats}
-    logits_bk, updated = model.apply(variables, image_bhwc, train=True, mutable=["batch_stats"])
-    loss = metrics.cross_entropy(logits_bk, batch["label"]).mean()
-    return loss, (logits_bk, updated["batch_stats"])
-
-  gradients, (logits_bk, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
+  augment_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+  image_bhwc, target_bk = augmentation(augment_key, batch["image"], batch["label"])
+  arrays = (image_bhwc, target_bk, batch["mask"])
+  if accumulate_steps == 1:
+    gradients, (batch_stats, values) = _gradient_fn(model, loss)(
+      state.params, state.batch_stats, dropout_key, *arrays
+    )
+  else:
+    parts = [x.reshape(accumulate_steps, -1, *x.shape[1:]) for x in arrays]
+    parts = jax.lax.with_sharding_constraint(parts, part_sharding) if part_sharding else parts
+    keys = jax.random.split(dropout_key, accumulate_steps)
+    gradients, (batch_stats, values) = _accumulate(
+      _gradient_fn(model, loss), state.params, state.batch_stats, keys, *parts
+    )
+    if loss == "mean":
+      gradients = jax.tree.map(lambda g: g / accumulate_steps, gradients)
   updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-  values = metrics.sums(logits_bk, batch["label"], batch["mask"]) | {
-    "learning_rate": schedule(state.step),
-    "grad_norm": optax.tree.norm(gradients),
-  }
   params = optax.apply_updates(state.params, updates)
-  return TrainState(state.step + 1, params, batch_stats, opt_state, state.key), values
+  ema = state.ema
+  if ema_decay is not None:
+    now = {"params": params, "batch_stats": batch_stats}
+    ema = jax.tree.map(lambda old, new: ema_decay * old + (1 - ema_decay) * new, ema, now)
+  values |= {"learning_rate": schedule(state.step), "grad_norm": optax.tree.norm(gradients)}
+  return TrainState(state.step + 1, params, batch_stats, opt_state, state.key, ema), values
+
+
+def _gradient_fn(model: ConvMixer, loss: str) -> Callable[..., Any]:
+  """(params, batch_stats, key, images, targets, mask) -> gradients, (batch_stats, sums)."""
+
+  def loss_fn(params, batch_stats, key, image_bhwc, target_bk, mask_b):
+    logits_bk, updated = model.apply(
+      {"params": params, "batch_stats": batch_stats},
+      image_bhwc,
+      train=True,
+      mutable=["batch_stats"],
+      rngs={"dropout": key},
+    )
+    loss_b = metrics.cross_entropy(logits_bk, target_bk)
+    sums = metrics.sums(logits_bk, target_bk, mask_b)
+    return (loss_b.sum() if loss == "sum" else loss_b.mean()), (updated["batch_stats"], sums)
+
+  return jax.grad(loss_fn, has_aux=True)
+
+
+def _accumulate(gradient_fn: Callable[..., Any], params: Any, batch_stats: Any, *parts: Any) -> Any:
+  """The sums of gradients and metrics over the first axis of `parts`, taken one after the other."""
+
+  def add(carry, part):
+    batch_stats, total = carry
+    gradients, (batch_stats, sums) = gradient_fn(params, batch_stats, *part)
+    return (batch_stats, jax.tree.map(jnp.add, total, gradients)), sums
+
+  start = (batch_stats, jax.tree.map(jnp.zeros_like, params))
+  (batch_stats, gradients), sums = jax.lax.scan(add, start, parts)
+  return gradients, (batch_stats, jax.tree.map(lambda x: x.sum(0), sums))
 
 
 class Experiment:
@@ -82,9 +129,13 @@ class Experiment:
     config_lib.validate(config)
     self.config = config
     self.mesh = mesh or mesh_lib.make_mesh()
-    self.evaluator = Evaluator(config, self.mesh)
+    self.evaluator = Evaluator(config, self.mesh, config.data.eval_split)
+    if config.data.test_split is not None:
+      self.tester = Evaluator(config, self.mesh, config.data.test_split)
     self.model = self.evaluator.model
-    self.batches, self.feed = inputs.open_split(config, self.mesh, train=True)
+    self.batches, self.feed = inputs.open_split(
+      config, self.mesh, config.data.train_split, train=True
+    )
     classes = [list(b.source.class_names) for b in (self.batches, self.evaluator.batches)]
     if classes[0] != classes[1]:
       raise UserError(
@@ -92,14 +143,14 @@ class Experiment:
         f"config.data.eval_split, {classes[1]}"
       )
     self.steps_per_epoch = len(self.batches)
+    settings = config.optimizer.to_dict()
     self.schedule = make_schedule(
-      config.schedule.name,
-      peak=config.optimizer.learning_rate,
+      **config.schedule,
+      peak=settings.pop("learning_rate"),
       epochs=config.run.epochs,
       steps_per_epoch=self.steps_per_epoch,
-      warmup_epochs=config.schedule.warmup_epochs,
     )
-    settings = {name: value for name, value in config.optimizer.items() if name != "learning_rate"}
+    of_step = {name: settings.pop(name) for name in ("loss", "accumulate_steps", "ema_decay")}
     self.optimizer = make_optimizer(self.schedule, **settings)
     self.train_step = jax.jit(
       functools.partial(
@@ -107,7 +158,9 @@ class Experiment:
         model=self.model,
         optimizer=self.optimizer,
         schedule=self.schedule,
-        augmentation=dict(config.augment),
+        augmentation=inputs.make_augmentation(config),
+        part_sharding=mesh_lib.sharded(self.mesh, axis=1),
+        **of_step,
       ),
       donate_argnums=0,
       out_shardings=mesh_lib.replicated(self.mesh),
@@ -122,11 +175,13 @@ class Experiment:
       self.mesh,
       seed=self.config.seed,
       image_shape=(size, size, self.batches.source.channels),
+      with_ema=self.config.optimizer.ema_decay is not None,
     )
 
-  def evaluate(self, state: TrainState) -> dict[str, float]:
-    """Metrics of the whole evaluation split."""
-    return self.evaluator({"params": state.params, "batch_stats": state.batch_stats})
+  def evaluate(self, state: TrainState) -> dict[str, dict[str, float]]:
+    """Metrics of the whole evaluation split: "eval", and "eval_ema" of the averaged weights."""
+    results = {"eval": self.evaluator(state.variables())}
+    return results if state.ema is None else {**results, "eval_ema": self.evaluator(state.ema)}
 
 
 def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> int | None:
@@ -163,8 +218,14 @@ def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> int | None:
       def is_evaluated(step: int) -> bool:
         return step == last or step % (run.eval_every_epochs * steps_per_epoch) == 0
 
-      if 0 < first <= last and is_evaluated(first) and not writer.is_evaluated(first):
-        write("eval", first, experiment.evaluate(state))  # a signal came before it
+      def evaluate(step: int) -> float:
+        results = experiment.evaluate(state)
+        for split, values in results.items():
+          write(split, step, values)
+        return results["eval"]["accuracy"]
+
+      if 0 < first <= last and is_evaluated(first) and not writer.has("eval", first):
+        evaluate(first)  # a signal came before it
       meter = metrics.Meter(run.log_every_steps, last, functools.partial(write, "train"))
       batches = experiment.batches.iterate(first, last, run.workers)
       try:
@@ -175,11 +236,8 @@ def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> int | None:
           stops = interrupt.signum is not None
           if stops or is_evaluated(step) or step % run.checkpoint_every_steps == 0:
             meter.settle()  # only a good state is saved
-            scores = {}
-            if is_evaluated(step) and not stops:
-              scores = experiment.evaluate(state)
-              write("eval", step, scores)
-            checkpoints.save(step, state, scores.get("accuracy"))
+            accuracy = evaluate(step) if is_evaluated(step) and not stops else None
+            checkpoints.save(step, state, accuracy)
             meter.restart_clock()
           if stops:
             break
@@ -189,4 +247,8 @@ def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> int | None:
           "Try a lower config.optimizer.learning_rate, config.optimizer.clip_norm=1.0, or "
           'config.model.dtype="float32", with a new --workdir'
         ) from None
+      is_finished = interrupt.signum is None and first <= last
+      if config.data.test_split and is_finished and not writer.has("test", last):
+        values, best = experiment.tester.of_checkpoint(workdir, checkpoints.best())
+        write("test", last, {**values, "checkpoint": best})
     return interrupt.signum

@@ -21,13 +21,13 @@ class Writer:
   """
 
   def __init__(self, workdir: pathlib.Path, *, first_step: int, total_steps: int, batch_size: int):
-    self._evaluated: set[int] = set()
+    self._written: set[tuple[str, int]] = set()
     self._active = jax.process_index() == 0
     if not self._active:
       return
     path = workdir / "metrics.jsonl"
     kept = [line for line in _read(path) if line["step"] <= first_step]
-    self._evaluated = {line["step"] for line in kept if line["split"] != "train"}
+    self._written = {(line["split"], line["step"]) for line in kept}
     partial = path.with_suffix(".partial")
     partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
     partial.replace(path)
@@ -52,9 +52,9 @@ class Writer:
       self._events.close()
       self._jsonl.close()
 
-  def is_evaluated(self, step: int) -> bool:
-    """Whether an evaluation of this step was written before the run was resumed."""
-    return step in self._evaluated
+  def has(self, split: str, step: int) -> bool:
+    """Whether this line was written before the run was resumed."""
+    return (split, step) in self._written
 
   def write(self, step: int, epoch: float, split: str, values: dict[str, float]) -> None:
     """One line of `metrics.jsonl`: {"step", "epoch", "split", and the values}."""

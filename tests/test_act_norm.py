@@ -12,7 +12,11 @@ EPSILON = 1e-5
 def plain(x, activation, scale, bias, pre_bias, axis):
   """Two-pass statistics, left to autodiff."""
   axes = [a for a in range(x.ndim) if a != axis % x.ndim]
-  function = {"gelu": lambda x: jax.nn.gelu(x, approximate=False), "relu": jax.nn.relu}[activation]
+  function = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+  }[activation]
   activated = function(x + jnp.expand_dims(pre_bias, axes))
   mean, var = activated.mean(axes), activated.var(axes)
   centred = activated - jnp.expand_dims(mean, axes)
@@ -106,5 +110,5 @@ def test_bad_input_names_the_argument():
     act_norm(x, "gelu", two, three, channel_axis=-1)
   with pytest.raises(ValueError, match="channel_axis is 2, not an axis of x"):
     act_norm(x, "gelu", three, three, channel_axis=2)
-  with pytest.raises(ValueError, match="'elu'; allowed: gelu, relu"):
+  with pytest.raises(ValueError, match="'elu'; allowed: gelu, gelu_tanh, relu"):
     act_norm(x, "elu", three, three, channel_axis=1)

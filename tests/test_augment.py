@@ -1,12 +1,32 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from convmixer_jax import augment
 from convmixer_jax import mesh as mesh_lib
-from convmixer_jax.augment import augment, normalize, random_crop, random_flip
+from convmixer_jax.augment import Augmentation, normalize, policy, random_flip
 
 KEY = jax.random.key(0)
 IMAGE = np.random.RandomState(0).randint(0, 256, (64, 6, 5, 3)).astype(np.uint8)
+LABEL = np.arange(64, dtype=np.int32) % 10
+PLAIN = Augmentation(mean=(0.5,) * 3, std=(0.2,) * 3, num_classes=10, flip=False)
+FULL = Augmentation(
+  mean=(0.485, 0.456, 0.406),
+  std=(0.229, 0.224, 0.225),
+  num_classes=10,
+  crop_padding=1,
+  resized_crop=((0.3, 1.0), (3 / 4, 4 / 3), "random"),
+  policy=policy.parse("rand-m9-mstd0.5-inc1"),
+  jitter=0.4,
+  label_smoothing=0.1,
+  mixup_alpha=0.5,
+  cutmix_alpha=0.5,
+  group_size=4,
+  erase_probability=0.25,
+)
 
 
 def test_normalize():
@@ -23,28 +43,84 @@ def test_flip_mirrors_about_half_of_the_images():
   assert 16 < is_mirrored.sum() < 48  # 1e-4 outside for a fair coin
 
 
-def test_crop_moves_by_every_offset():
-  padding = 2
-  cropped = np.asarray(random_crop(KEY, IMAGE, padding))
-  padded = np.pad(IMAGE, ((0, 0), (2, 2), (2, 2), (0, 0)))
-  offsets = set()
-  for image, source in zip(cropped, padded, strict=True):
-    windows = [
-      (y, x) for y in range(5) for x in range(5) if (source[y : y + 6, x : x + 5] == image).all()
-    ]
-    assert len(windows) == 1
-    offsets |= set(windows)
-  assert {y for y, _ in offsets} == {x for _, x in offsets} == set(range(5))
+def test_nothing_asked_for_is_normalisation_and_one_hot_labels():
+  image, target = PLAIN(KEY, IMAGE, LABEL)
+  np.testing.assert_array_equal(image, normalize(IMAGE, PLAIN.mean, PLAIN.std))
+  np.testing.assert_array_equal(target, np.eye(10)[LABEL])
+
+
+@pytest.mark.parametrize(
+  "setting",
+  [
+    {"crop_padding": 1},
+    {"resized_crop": FULL.resized_crop},
+    {"flip": True},
+    {"policy": FULL.policy},
+    {"jitter": 0.4},
+    {"mixup_alpha": 0.5},
+    {"cutmix_alpha": 0.5},
+    {"erase_probability": 0.5},
+  ],
+  ids=lambda setting: next(iter(setting)),
+)
+def test_each_setting_changes_images_anew_with_each_key(setting):
+  augmentation = dataclasses.replace(PLAIN, **setting)
+  image, again, other = (
+    augmentation(key, IMAGE, LABEL)[0] for key in (KEY, KEY, jax.random.key(1))
+  )
+  np.testing.assert_array_equal(image, again)
+  assert not jnp.array_equal(image, PLAIN(KEY, IMAGE, LABEL)[0])
+  assert not jnp.array_equal(image, other)
+
+
+def test_order_is_the_authors(monkeypatch):
+  """Crop, flip, RandAugment, jitter, Mixup on uint8; then normalisation; erasing last of all."""
+  order = []
+
+  def record(module, name):
+    function = getattr(module, name)
+
+    def recording(key, image, *args, **kwargs):
+      order.append((name, str(image.dtype)))
+      return function(key, image, *args, **kwargs)
+
+    monkeypatch.setattr(module, name, recording)
+
+  functions = {
+    "random_crop": augment.crop,
+    "random_resized_crop": augment.crop,
+    "random_flip": augment,
+    "rand_augment": augment.rand_augment,
+    "color_jitter": augment.jitter,
+    "mix": augment.mix,
+    "random_erase": augment.erase,
+  }
+  for name, module in functions.items():
+    record(module, name)
+  FULL(KEY, IMAGE, LABEL)
+  assert [name for name, _ in order] == list(functions)
+  assert [dtype for _, dtype in order] == ["uint8"] * 6 + ["float32"]
+
+
+def test_geometric_ops_fill_with_timms_mean_and_torchvisions_black(monkeypatch):
+  fills = []
+  monkeypatch.setattr(
+    augment.rand_augment,
+    "rand_augment",
+    lambda key, image, policy, fill: fills.append(fill) or image,
+  )
+  for text in ("rand-m9-mstd0.5-inc1", "torchvision-n2-m12"):
+    dataclasses.replace(FULL, policy=policy.parse(text))(KEY, IMAGE, LABEL)
+  assert fills == [[124, 116, 104], [0, 0, 0]]
 
 
 def test_images_do_not_depend_on_the_number_of_devices():
-  def images(devices):
+  def augmented(devices):
     mesh = mesh_lib.make_mesh(devices)
-    batch = jax.device_put(IMAGE, mesh_lib.sharded(mesh))
-    settings = {"mean": (0.5,) * 3, "std": (0.2,) * 3, "crop_padding": 1, "flip": True}
-    return jax.jit(lambda key, image: augment(key, image, **settings))(KEY, batch)
+    batch = jax.device_put((IMAGE, LABEL), mesh_lib.sharded(mesh))
+    return jax.jit(FULL)(KEY, *batch)
 
-  one, eight = images(jax.devices()[:1]), images(jax.devices())
-  assert len(eight.sharding.device_set) == 8
-  np.testing.assert_array_equal(one, eight)
-  assert not jnp.array_equal(one, normalize(IMAGE, (0.5,) * 3, (0.2,) * 3))
+  one, eight = augmented(jax.devices()[:1]), augmented(jax.devices())
+  assert len(eight[0].sharding.device_set) == 8
+  for a, b in zip(one, eight, strict=True):
+    np.testing.assert_array_equal(a, b)

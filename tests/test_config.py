@@ -18,7 +18,11 @@ def config(configs):
     ("data.dataset", None, r"config.data.dataset is not set: .*--config.data.dataset="),
     ("data.crop", "center", r"config.data.crop is 'center'; allowed: none, random_resized"),
     ("model.dtype", "float16", r"config.model.dtype is 'float16'; allowed: float32, bfloat16"),
-    ("model.activation", "elu", r"config.model.activation is 'elu'; allowed: gelu, relu"),
+    (
+      "model.activation",
+      "elu",
+      r"config.model.activation is 'elu'; allowed: gelu, gelu_tanh, relu",
+    ),
     ("optimizer.decay", "some", r"config.optimizer.decay is 'some'; allowed: all, kernels"),
     ("schedule.name", "step", r"config.schedule.name is 'step'; allowed: onecycle, cosine"),
     ("data.batch_size", 0, r"config.data.batch_size is 0; it has to be greater than 0"),
@@ -26,13 +30,30 @@ def config(configs):
     ("optimizer.clip_norm", 0.0, r"config.optimizer.clip_norm is 0.0; .* greater than 0"),
     ("model.patch_size", 3, r"patch_size is 3, which does not divide config.data.image_size=8"),
     ("augment.mean", (0.5, 0.5), r"config.augment.mean=\(0.5, 0.5\) .* each channel"),
-    ("data.crop", "random_resized", r'config.data.cache="none"'),
+    ("augment.policy", "rand-m9-x1", r"'x1' is unknown"),
+    ("augment.label_smoothing", 1.0, r"config.augment.label_smoothing is 1.0; .* in \[0, 1\)"),
+    ("augment.erase_probability", 1.5, r"erase_probability is 1.5; .* in \[0, 1\]"),
+    ("data.group_size", 48, r"group_size is 48, which does not divide the 64 images"),
+    ("optimizer.accumulate_steps", 3, r"accumulate_steps is 3, .* config.data.batch_size=64"),
   ],
 )
 def test_a_wrong_setting_is_named(config, key, value, message):
   validate(config)
   config.update_from_flattened_dict({key: value})
   with pytest.raises(UserError, match=message):
+    validate(config)
+
+
+def test_groups_are_of_the_parts_of_a_batch_and_even_where_pairs_are_mixed(config):
+  config.data.group_size, config.optimizer.accumulate_steps = 8, 4
+  validate(config)
+  config.optimizer.accumulate_steps = 16
+  with pytest.raises(UserError, match=r"8, which does not divide the 4 images of .*batch_size=64"):
+    validate(config)
+  config.optimizer.accumulate_steps, config.data.group_size = 1, 1
+  validate(config)
+  config.augment.cutmix_alpha = 0.5
+  with pytest.raises(UserError, match="mix pairs of images, but a group has 1: set an even"):
     validate(config)
 
 

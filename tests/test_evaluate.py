@@ -19,7 +19,7 @@ def config(configs):
 @pytest.mark.parametrize("batch_size", [8, 104, 360, 368])
 def test_every_batch_size_gives_the_metrics_of_the_whole_split(config, batch_size):
   config.data.eval_batch_size = batch_size
-  evaluator = Evaluator(config, mesh_lib.make_mesh())
+  evaluator = Evaluator(config, mesh_lib.make_mesh(), "test")
   source = open_source("digits", "test")
   image = np.float32((source.images / 255 - config.augment.mean) / config.augment.std)
   variables = evaluator.model.init(jax.random.key(0), image)
@@ -35,7 +35,7 @@ def test_every_batch_size_gives_the_metrics_of_the_whole_split(config, batch_siz
 
 def test_a_lost_example_is_noticed(config, monkeypatch):
   config.data.eval_batch_size = 104
-  evaluator = Evaluator(config, mesh_lib.make_mesh())
+  evaluator = Evaluator(config, mesh_lib.make_mesh(), "test")
   variables = evaluator.model.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
   monkeypatch.setattr(Batches, "__len__", lambda self: 3)
   with pytest.raises(AssertionError):

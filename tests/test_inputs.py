@@ -31,13 +31,13 @@ def config(configs):
 def test_data_that_do_not_fit_are_refused(config, settings, message):
   config.update_from_flattened_dict(settings)
   with pytest.raises(UserError, match=message):
-    open_split(config, mesh_lib.make_mesh(), train=True)
+    open_split(config, mesh_lib.make_mesh(), config.data.train_split, train=True)
 
 
 def test_evaluation_batches_have_to_be_shared_too(config):
   config.data.eval_batch_size = 361
   with pytest.raises(UserError, match=r"config.data.eval_batch_size is 361"):
-    open_split(config, mesh_lib.make_mesh(), train=False)
+    open_split(config, mesh_lib.make_mesh(), "test", train=False)
 
 
 @pytest.mark.parametrize("cache", ["none", "host", "device"])
@@ -47,9 +47,9 @@ def test_batches_are_the_same_wherever_the_images_lie(tfds_dir, config, cache):
   config.augment.update(mean=(0.5,) * 3, std=(0.2,) * 3)
   mesh = mesh_lib.make_mesh()
   config.data.cache = "none"
-  expected, _ = open_split(config, mesh, train=True)
+  expected, _ = open_split(config, mesh, "train", train=True)
   config.data.cache = cache
-  batches, feed = open_split(config, mesh, train=True)
+  batches, feed = open_split(config, mesh, "train", train=True)
   assert batches.index_only == (cache == "device")
   found = feed(next(batches.iterate(1, 2)))
   assert set(found) == {"image", "label", "mask"}

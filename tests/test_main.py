@@ -36,7 +36,8 @@ def test_digits_from_start_to_evaluation(tmp_path):
   evaluation = main("--mode=eval", f"--workdir={tmp_path}")
   assert evaluation.returncode == 0, evaluation.stderr
   found = json.loads(evaluation.stdout)
-  assert found == {key: last[key] for key in found}
+  # On eight devices, so the loss is summed in another order.
+  assert found == pytest.approx({key: last[key] for key in found}, rel=1e-6)
   assert found["num_examples"] == 360
 
 

@@ -4,10 +4,10 @@ from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from convmixer_jax import ConvMixer
-from convmixer_jax.metrics import cross_entropy
 from convmixer_jax.model import LAYOUTS
 from tests.plain_convmixer import PlainConvMixer
 
@@ -17,6 +17,10 @@ MODELS = {
   "relu_odd": ConvMixer(12, 2, 3, 2, 7, "relu"),
   "gelu_even": ConvMixer(12, 2, 4, 1, 7),
 }
+
+
+def cross_entropy(logits, label):
+  return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
 
 
 def load(name):
@@ -56,7 +60,7 @@ def test_training_logits_statistics_and_gradients_are_pytorchs(name, layout):
       .clone(layout=layout)
       .apply(variables, golden["image"], train=True, mutable=["batch_stats"])
     )
-    return cross_entropy(logits, golden["label"]).mean(), (logits, updated)
+    return cross_entropy(logits, golden["label"]), (logits, updated)
 
   gradient, (logits, updated) = jax.grad(loss_fn, has_aux=True)(golden["before"]["params"])
   np.testing.assert_allclose(logits, golden["train_logits"], rtol=1e-5, atol=1e-5)
@@ -137,7 +141,7 @@ def test_the_fused_path_gives_the_plain_modules_numbers(sizes, layout):
       logits, updated = model.apply(
         {**variables, "params": params}, image, train=True, mutable=["batch_stats"]
       )
-      return cross_entropy(logits, label).mean(), (logits, updated)
+      return cross_entropy(logits, label), (logits, updated)
 
     return jax.jit(jax.grad(loss_fn, has_aux=True))(variables["params"])
 
@@ -154,6 +158,64 @@ def test_the_fused_path_gives_the_plain_modules_numbers(sizes, layout):
     np.testing.assert_allclose(means, their_means, rtol=1e-4, atol=1e-6)
   ours_var, their_var = (u["batch_stats"]["stem_norm"]["var"] for u in (our_updated, updated))
   np.testing.assert_allclose((ours_var - 0.9) * (count - 1), (their_var - 0.9) * count, rtol=1e-3)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_groups_are_normalised_each_by_itself(layout):
+  """Two groups of 4 images give what two batches of 4 give, and the average of their statistics."""
+  image = jax.random.normal(jax.random.key(1), (8, 8, 6, 3))
+  whole = ConvMixer(8, 1, 3, 2, 5, layout=layout)
+  variables = whole.init(jax.random.key(0), image)
+
+  def logits_and_statistics(model, image):
+    return model.apply(variables, image, train=True, mutable=["batch_stats"])
+
+  logits, updated = logits_and_statistics(whole.clone(group_size=4), image)
+  parts = [logits_and_statistics(whole, half) for half in (image[:4], image[4:])]
+  np.testing.assert_allclose(logits, jnp.concatenate([p[0] for p in parts]), rtol=1e-5, atol=1e-6)
+  averaged = jax.tree.map(lambda a, b: (a + b) / 2, parts[0][1], parts[1][1])
+  assert_trees_close(updated, averaged, 1e-6)
+  of_all, _ = logits_and_statistics(whole, image)
+  assert np.abs(of_all - logits).max() > 1e-2
+  with pytest.raises(ValueError, match="8 images cannot be cut into groups of group_size=3"):
+    logits_and_statistics(whole.clone(group_size=3), image)
+
+
+def test_groups_sum_the_gradients_of_their_images():
+  image = jax.random.normal(jax.random.key(1), (8, 4, 4, 3))
+  model = ConvMixer(8, 1, 3, 1, 5)
+  variables = model.init(jax.random.key(0), image)
+
+  def gradient(model, image):
+    def loss_fn(params):
+      logits, _ = model.apply(
+        {**variables, "params": params}, image, train=True, mutable=["batch_stats"]
+      )
+      return (logits**2).sum()
+
+    return jax.grad(loss_fn)(variables["params"])
+
+  parts = [gradient(model, half) for half in (image[:4], image[4:])]
+  assert_trees_close(
+    gradient(model.clone(group_size=4), image), jax.tree.map(jnp.add, *parts), 1e-4
+  )
+
+
+def test_momentum_and_epsilon_of_the_norms():
+  image = jax.random.normal(jax.random.key(1), (4, 4, 4, 3))
+  model = ConvMixer(8, 0, patch_size=1, num_classes=0, norm_momentum=0.99, norm_epsilon=10.0)
+  variables = model.init(jax.random.key(0), image)
+  features, updated = model.apply(variables, image, train=True, mutable=["batch_stats"])
+  stem = variables["params"]["stem"]
+  activated = jax.nn.gelu(
+    image @ stem["kernel"][0, 0] + stem["bias"][None, None, None], approximate=False
+  )
+  mean, var = activated.mean((0, 1, 2)), activated.var((0, 1, 2))
+  stats = updated["batch_stats"]["stem_norm"]
+  np.testing.assert_allclose(stats["mean"], 0.01 * mean, rtol=1e-4, atol=1e-7)
+  np.testing.assert_allclose(stats["var"], 0.99 + 0.01 * var * 64 / 63, rtol=1e-5)
+  expected = (activated - mean[None, None, None]) / jnp.sqrt(var + 10)[None, None, None]
+  np.testing.assert_allclose(features, expected.mean((1, 2)), rtol=1e-4, atol=1e-5)
 
 
 def test_no_classes_gives_the_pooled_features():
@@ -180,11 +242,24 @@ def test_initialisation_is_pytorchs():
         np.testing.assert_allclose(values.std(), 1 / np.sqrt(3), rtol=0.05)
 
 
+def test_glorots_initialisation_is_kerass():
+  """Limit sqrt(6 / (receptive field * (inputs + outputs))), biases 0."""
+  model = ConvMixer(64, 1, 9, 7, 10, initializer="glorot")
+  params = model.init(jax.random.key(0), jnp.zeros((1, 14, 14, 3)))["params"]
+  flat = traverse_util.flatten_dict(params, sep="/")
+  fans = {"stem": 49 * (3 + 64), "head": 64 + 10}
+  fans |= {"blocks_0/depthwise": 81 * (1 + 64), "blocks_0/pointwise": 128}
+  for name, fan in fans.items():
+    values = np.abs(flat[f"{name}/kernel"]) / np.sqrt(6 / fan)
+    assert 0.97 < values.max() <= 1, name
+    assert not flat[f"{name}/bias"].any(), name
+
+
 def test_errors_name_what_is_wrong():
   model = ConvMixer(8, 1, 3, patch_size=4)
   with pytest.raises(ValueError, match=r"30x32 pixels .* multiples of patch_size=4"):
     model.init(jax.random.key(0), jnp.zeros((1, 30, 32, 3)))
   with pytest.raises(ValueError, match=r"\[batch, height, width, channels\]"):
     model.init(jax.random.key(0), jnp.zeros((32, 32, 3)))
-  with pytest.raises(ValueError, match="'swish'; allowed: gelu, relu"):
+  with pytest.raises(ValueError, match="'swish'; allowed: gelu, gelu_tanh, relu"):
     ConvMixer(8, 1, activation="swish").init(jax.random.key(0), jnp.zeros((1, 14, 14, 3)))

@@ -1,10 +1,13 @@
+import json
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from convmixer_jax.optim import clip_by_global_norm, make_optimizer, make_schedule, onecycle
+from convmixer_jax.optim import clip_by_norm, make_optimizer, make_schedule, onecycle
 
 # Learning rates at the end of each epoch in the log of the authors' CIFAR-10 script, run A.
 AUTHORS_LOG = [0.005, 0.010, 0.015, 0.020, 0.025, 0.030, 0.035, 0.040, 0.045, 0.050,
@@ -77,9 +80,83 @@ def test_decay_of_kernels_alone():
 
 
 def test_clipping_is_pytorchs():
-  clip = clip_by_global_norm(1.0)
+  clip = clip_by_norm(1.0)
   updates, _ = clip.update({"a": jnp.array([3.0]), "b": jnp.array([4.0])}, clip.init(None))
   np.testing.assert_allclose(updates["a"], [0.599999880000024], rtol=1e-7)
   np.testing.assert_allclose(updates["b"], [0.799999840000032], rtol=1e-7)
   small, _ = clip.update({"a": jnp.array([0.3])}, clip.init(None))
   np.testing.assert_array_equal(small["a"], np.float32([0.3]))
+
+
+def one_update(optimizer, params, gradient):
+  updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+  return optax.apply_updates(params, updates)
+
+
+def test_decay_of_tensorflow_addons_is_not_scaled():
+  """The weight loses 1e-4 of itself in each step, whatever the learning rate."""
+  settings = {"weight_decay": 1e-4, "decay": "all", "decay_kind": "unscaled"}
+  params, gradient = {"w": jnp.full(2, 3.0)}, {"w": jnp.zeros(2)}
+  for rate in (0.0, 1e-3):
+    optimizer = make_optimizer(optax.constant_schedule(rate), **settings)
+    np.testing.assert_allclose(one_update(optimizer, params, gradient)["w"], 3 - 3e-4, rtol=1e-6)
+  # Adam's first step is the learning rate.
+  moved = one_update(optimizer, params, {"w": jnp.full(2, 0.5)})
+  np.testing.assert_allclose(moved["w"], 3 - 3e-4 - 1e-3, rtol=1e-6)
+
+
+def test_l2_decay_is_part_of_the_gradient_that_is_clipped():
+  """Flux's chain: decay, then clipping of each array, then Adam; so Adam sees no sizes above 1."""
+  settings = {"weight_decay": 0.5, "decay": "all", "decay_kind": "l2", "clip_norm": 1.0}
+  params = {"a": jnp.array([6.0, 8.0]), "b": jnp.array([0.2])}
+  gradient = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([0.1])}
+  optimizer = make_optimizer(optax.constant_schedule(0.1), **settings, clip_each=True, eps=1.0)
+  after = one_update(optimizer, params, gradient)
+  # a: [3, 4] + 0.5 * [6, 8] = [6, 8], clipped to [0.6, 0.8]; b: 0.1 + 0.1, left alone.
+  clipped = {"a": np.array([0.6, 0.8]), "b": np.array([0.2])}
+  for name, g in clipped.items():
+    np.testing.assert_allclose(after[name], params[name] - 0.1 * g / (g + 1.0), rtol=1e-6)
+
+
+def test_clipping_each_array_leaves_small_ones_and_zeros_alone():
+  clip = clip_by_norm(1.0, each=True)
+  gradient = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([0.3]), "c": jnp.zeros(3)}
+  updates, _ = clip.update(gradient, clip.init(None))
+  np.testing.assert_allclose(updates["a"], [0.6, 0.8], rtol=1e-6)
+  np.testing.assert_array_equal(updates["b"], np.float32([0.3]))
+  assert not updates["c"].any()
+
+
+def test_an_epoch_ahead_the_last_epoch_has_no_learning_rate():
+  """The Cooper Union study counts epochs from 1: 1/80 of the peak at the start for 200 epochs."""
+  schedule = onecycle(0.01, epochs=200, steps_per_epoch=10, first_epoch=1)
+  np.testing.assert_allclose(schedule(-1), 0.01 / 80, rtol=1e-5)
+  np.testing.assert_allclose(schedule(79 * 10 - 1), 0.01, rtol=1e-5)
+  assert schedule(199 * 10 - 1) == 0
+  assert schedule(200 * 10 - 1) == 0
+  assert schedule(199 * 10 - 2) > 0
+
+
+def test_slanted_triangle():
+  """A tenth of the steps up from peak/32, and down to it again."""
+  schedule = make_schedule("slanted_triangle", peak=0.32, epochs=10, steps_per_epoch=10)
+  found = [schedule(step) for step in (0, 5, 10, 55, 100)]
+  np.testing.assert_allclose(found, [0.01, 0.165, 0.32, 0.165, 0.01], rtol=1e-5)
+
+
+def test_constant():
+  schedule = make_schedule("constant", peak=0.25, epochs=10, steps_per_epoch=10)
+  assert schedule(0) == schedule(99) == 0.25
+
+
+# Numbers of updates, from 1, and the authors' learning rates over the peak, for five of their runs.
+SAMPLES = json.loads((pathlib.Path(__file__).parent / "golden" / "onecycle.json").read_text())
+
+
+@pytest.mark.parametrize("run", SAMPLES)
+def test_onecycle_at_every_sample_point(run):
+  epochs, steps_per_epoch = (int(word) for word in run.split() if word.isdecimal())
+  schedule = jax.jit(onecycle(1.0, epochs, steps_per_epoch))
+  assert len(SAMPLES[run]) == 21
+  for update, multiplier in SAMPLES[run]:
+    np.testing.assert_allclose(schedule(update - 1), multiplier, rtol=1e-5, atol=1e-7)

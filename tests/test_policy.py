@@ -23,12 +23,12 @@ TIMM = (Interpolation.BILINEAR, Interpolation.BICUBIC)
 @pytest.mark.parametrize(
   "text,expected",
   [
-    ("rand-m9-mstd0.5-inc1", (2, 0.5, 9, 0.5, 10, TIMM)),
-    ("rand-inc1-mstd0.5-m9", (2, 0.5, 9, 0.5, 10, TIMM)),
-    ("rand", (2, 0.5, 10, 0, 10, TIMM)),
-    ("rand-n3-mmax30-m15-p0.25-mstd101", (3, 0.25, 15, np.inf, 30, TIMM)),
-    ("torchvision-n1-m12", (1, 1, 12, 0, 30, (Interpolation.NEAREST,))),
-    ("torchvision", (2, 1, 9, 0, 30, (Interpolation.NEAREST,))),
+    ("rand-m9-mstd0.5-inc1", (2, 0.5, 9, 0.5, 10, TIMM, True)),
+    ("rand-inc1-mstd0.5-m9", (2, 0.5, 9, 0.5, 10, TIMM, True)),
+    ("rand", (2, 0.5, 10, 0, 10, TIMM, True)),
+    ("rand-n3-mmax30-m15-p0.25-mstd101", (3, 0.25, 15, np.inf, 30, TIMM, True)),
+    ("torchvision-n1-m12", (1, 1, 12, 0, 30, (Interpolation.NEAREST,), False)),
+    ("torchvision", (2, 1, 9, 0, 30, (Interpolation.NEAREST,), False)),
   ],
 )
 def test_what_a_string_means(text, expected):

@@ -29,8 +29,8 @@ def test_a_resumed_run_takes_its_steps_once(tmp_path):
   with (tmp_path / "metrics.jsonl").open("a") as file:
     file.write('{"step": 8, "ep')  # killed in the middle of a line
   with open_writer(tmp_path, 4) as writer:
-    assert writer.is_evaluated(4)
-    assert not writer.is_evaluated(2)
+    assert writer.has("test", 4)
+    assert not writer.has("test", 2)
     writer.write(6, 1.5, "train", {"loss": 60})
   assert [(line["step"], line["split"], line["loss"]) for line in read(tmp_path)] == [
     (2, "train", 2), (4, "train", 4), (4, "test", 0.5), (6, "train", 60)]  # fmt: skip

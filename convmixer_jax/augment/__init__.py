@@ -1,7 +1,16 @@
-"""What happens to a batch of uint8 images on the device, before the model sees it."""
+"""What happens to a batch of uint8 images on the device, before the model sees it.
+
+All of it is a function of a key and the image's place in the global batch, whatever the number of
+devices: no image is drawn twice alike, and a resumed run draws what the unbroken one would have.
+"""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
+
+from convmixer_jax.augment import affine, crop, erase, jitter, mix, rand_augment
+from convmixer_jax.augment.policy import Policy
 
 
 def normalize(image_bhwc: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
@@ -17,43 +26,82 @@ def random_flip(key: jax.Array, image_bhwc: jax.Array) -> jax.Array:
   return jnp.where(flip_b111, image_bhwc[:, :, ::-1], image_bhwc)
 
 
-def random_crop(key: jax.Array, image_bhwc: jax.Array, padding: int) -> jax.Array:
-  """Pads with `padding` zero pixels on each side and crops each image back at random."""
-  b, h, w, c = image_bhwc.shape
-  padded = jnp.pad(image_bhwc, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-  offset_b2 = jax.random.randint(key, (b, 2), 0, 2 * padding + 1)
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+  """What a recipe does to the training images and labels, in the order of the authors' timm.
 
-  def crop(image_hwc: jax.Array, offset_2: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_slice(image_hwc, (offset_2[0], offset_2[1], 0), (h, w, c))
-
-  return jax.vmap(crop)(padded, offset_b2)
-
-
-def augment(
-  key: jax.Array,
-  image_bhwc: jax.Array,
-  *,
-  mean: tuple[float, ...],
-  std: tuple[float, ...],
-  crop_padding: int,
-  flip: bool,
-) -> jax.Array:
-  """The training images of one step: crop, flip, normalize.
-
-  Args:
-    key: of this step. What happens to an image depends on the key and on its
-      place in the global batch alone, not on the number of devices.
-    image_bhwc: uint8.
-    mean, std: of each channel, as fractions of 255.
-    crop_padding: as in `random_crop`; 0 for no crop.
+  Attributes, in this order of application:
+    crop_padding: of `crop.random_crop`; 0 for none.
+    resized_crop: arguments (scale, ratio, interpolation) of `crop.random_resized_crop`, or None.
+    rotate, shift, zoom: of `affine.random_affine`; all 0 for none.
     flip: whether to flip at random.
-
-  Returns:
-    float32 of the same shape.
+    policy: of `rand_augment.rand_augment`, or None.
+    jitter: of `jitter.color_jitter`; 0 for none.
+    label_smoothing: share of each label that is spread over all classes.
+    mixup_alpha, cutmix_alpha, group_size: of `mix.mix`; alphas of 0 for neither.
+    mean, std: of each channel, as fractions of 255.
+    erase_probability, erase_mode: of `erase.random_erase`; 0 for none.
+    num_classes: of the labels.
   """
-  crop_key, flip_key = jax.random.split(key)
-  if crop_padding:
-    image_bhwc = random_crop(crop_key, image_bhwc, crop_padding)
-  if flip:
-    image_bhwc = random_flip(flip_key, image_bhwc)
-  return normalize(image_bhwc, mean, std)
+
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+  num_classes: int
+  crop_padding: int = 0
+  resized_crop: tuple[tuple[float, float], tuple[float, float], str] | None = None
+  rotate: float = 0.0
+  shift: float = 0.0
+  zoom: float = 0.0
+  flip: bool = True
+  policy: Policy | None = None
+  jitter: float = 0.0
+  label_smoothing: float = 0.0
+  mixup_alpha: float = 0.0
+  cutmix_alpha: float = 0.0
+  group_size: int | None = None
+  erase_probability: float = 0.0
+  erase_mode: str = "pixel"
+
+  def __call__(
+    self, key: jax.Array, image_bhwc: jax.Array, label_b: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    """The training images and targets of one step.
+
+    Args:
+      key: of this step.
+      image_bhwc: uint8.
+      label_b: int32.
+
+    Returns:
+      Images, float32 of the same shape, and targets, float32 [b, num_classes].
+    """
+    image = jnp.asarray(image_bhwc)
+    crop_key, resize_key, affine_key, flip_key, *keys = jax.random.split(key, 8)
+    policy_key, jitter_key, mix_key, erase_key = keys
+    if self.crop_padding:
+      image = crop.random_crop(crop_key, image, self.crop_padding)
+    if self.resized_crop:
+      image = crop.random_resized_crop(resize_key, image, *self.resized_crop)
+    if self.rotate or self.shift or self.zoom:
+      image = affine.random_affine(affine_key, image, self.rotate, self.shift, self.zoom)
+    if self.flip:
+      image = random_flip(flip_key, image)
+    if self.policy:
+      levels = [min(255, round(255 * m)) if self.policy.fills_with_mean else 0 for m in self.mean]
+      image = rand_augment.rand_augment(policy_key, image, self.policy, fill=levels)
+    if self.jitter:
+      image = jitter.color_jitter(jitter_key, image, self.jitter)
+    target_bk = mix.smoothed(label_b, self.num_classes, self.label_smoothing)
+    if self.mixup_alpha or self.cutmix_alpha:
+      image, target_bk = mix.mix(
+        mix_key,
+        image,
+        target_bk,
+        mixup_alpha=self.mixup_alpha,
+        cutmix_alpha=self.cutmix_alpha,
+        group_size=self.group_size,
+      )
+    image = normalize(image, self.mean, self.std)
+    if self.erase_probability:
+      image = erase.random_erase(erase_key, image, self.erase_probability, self.erase_mode)
+    return image, target_bk

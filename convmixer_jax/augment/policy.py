@@ -27,6 +27,7 @@ class Policy:
       `magnitude`.
     magnitude_max: where the noisy magnitude is cut off; below, it is at 0.
     interpolations: drawn from evenly, for geometric ops.
+    fills_with_mean: what geometric ops leave open gets the dataset's mean, else 0.
     argument: (op, magnitude, sign, height, width) -> what the ops of `op` take, all float32 or
       int32 arrays of one shape and `sign` -1 or 1.
   """
@@ -38,6 +39,7 @@ class Policy:
   magnitude_std: float
   magnitude_max: float
   interpolations: tuple[Interpolation, ...]
+  fills_with_mean: bool
   argument: Callable[[Array, Array, Array, int, int], Array]
 
 
@@ -94,6 +96,7 @@ def _timm(
     magnitude_std=float("inf") if mstd > 100 else mstd,
     magnitude_max=mmax,
     interpolations=(Interpolation.BILINEAR, Interpolation.BICUBIC),
+    fills_with_mean=True,
     argument=_timm_argument if inc is None else _timm_increasing_argument,
   )
 
@@ -107,6 +110,7 @@ def _torchvision(m: float = 9, n: float = 2) -> Policy:
     magnitude_std=0.0,
     magnitude_max=_BINS - 1,
     interpolations=(Interpolation.NEAREST,),
+    fills_with_mean=False,
     argument=_torchvision_argument,
   )
 

@@ -1,0 +1,43 @@
+"""Random erasing: a rectangle of each image is overwritten."""
+
+import jax
+import jax.numpy as jnp
+
+from convmixer_jax.augment import rectangle
+
+# Range of the rectangle's area over the image's, and of its height over its width.
+RANGES = {
+  "pixel": ((0.02, 1 / 3), (0.3, 1 / 0.3)),
+  "constant": ((0.02, 0.33), (0.3, 3.3)),
+}
+
+
+def random_erase(key: jax.Array, image_bhwc: jax.Array, probability: float, mode: str) -> jax.Array:
+  """Erases a rectangle in each image with this probability.
+
+  It is smaller than the image in both directions.
+
+  Args:
+    key: of this step.
+    image_bhwc: float32, normalised.
+    probability: of each image by itself.
+    mode: "pixel": standard normal noise in each pixel and channel, as in timm
+      (`random_erasing.py`); "constant": 0, which is the dataset's mean, as in
+      torchvision.
+  """
+  b, h, w, _ = image_bhwc.shape
+  do_key, box_key, noise_key = jax.random.split(key, 3)
+  area, ratio = RANGES[mode]
+  top_b, left_b, height_b, width_b = rectangle.draw(
+    box_key, (b, h, w), area=area, ratio=ratio, largest=(h - 1, w - 1), fallback=(0, 0)
+  )
+  inside_bhw = _within(top_b, height_b, (b, h, w), 1) & _within(left_b, width_b, (b, h, w), 2)
+  is_erased_b = jax.random.bernoulli(do_key, probability, (b,))
+  inside_bhw1 = (inside_bhw & is_erased_b[:, None, None])[..., None]
+  filling = jax.random.normal(noise_key, image_bhwc.shape) if mode == "pixel" else 0.0
+  return jnp.where(inside_bhw1, filling, image_bhwc)
+
+
+def _within(start_b: jax.Array, size_b: jax.Array, shape: tuple[int, ...], axis: int) -> jax.Array:
+  place = jax.lax.broadcasted_iota(int, shape, axis) - start_b[:, None, None]
+  return (place >= 0) & (place < size_b[:, None, None])

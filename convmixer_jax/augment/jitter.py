@@ -1,0 +1,27 @@
+"""Colour jitter: brightness, contrast and saturation in random order."""
+
+import jax
+import jax.numpy as jnp
+
+from convmixer_jax.augment import photometric
+from convmixer_jax.augment.op import Op
+
+OPS = (Op.BRIGHTNESS, Op.CONTRAST, Op.COLOR)
+
+
+def color_jitter(key: jax.Array, image_bhwc: jax.Array, strength: float) -> jax.Array:
+  """Each of the three by its own factor from [max(0, 1 - strength), 1 + strength], as torchvision.
+
+  Args:
+    key: of this step.
+    image_bhwc: uint8; the factors and their order differ from image to image.
+    strength: 0 or greater.
+  """
+  order_key, factor_key = jax.random.split(key)
+  shape = (len(image_bhwc), len(OPS))
+  op_b3 = jnp.array(OPS)[jax.random.uniform(order_key, shape).argsort(1)]
+  low, high = max(0.0, 1 - strength), 1 + strength
+  factor_b3 = jax.random.uniform(factor_key, shape, minval=low, maxval=high)
+  for op_b, factor_b in zip(op_b3.T, factor_b3.T, strict=True):
+    image_bhwc = photometric.apply(image_bhwc, op_b, factor_b)
+  return image_bhwc

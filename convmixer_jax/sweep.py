@@ -1,0 +1,160 @@
+"""The command `python -m convmixer_jax.sweep`: one run for each combination of some settings.
+
+  python -m convmixer_jax.sweep --config=configs/cifar10_tf_sweep.py --workdir=runs/sweep \
+    --over=model.dim=128,256 --over=model.depth=4,8,12
+
+Each run is a process and has a directory in the workdir, and its result is a line of `sweep.jsonl`.
+A sweep that was stopped goes on when the same command is given again. `--over=seed=0,1,2` repeats
+every run, and the table has the mean and the standard deviation.
+"""
+
+import ast
+from collections.abc import Sequence
+import itertools
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+from typing import Any
+
+from absl import app, flags
+from ml_collections import config_dict
+
+from convmixer_jax import config as config_lib
+from convmixer_jax.errors import UserError
+
+Overrides = dict[str, Any]
+
+
+def combinations(config: config_dict.ConfigDict, over: Sequence[str]) -> list[Overrides]:
+  """All combinations of the values in `over`, each as {"section.key": value}.
+
+  Args:
+    config: that they override.
+    over: such as ["model.dim=128,256", "seed=0,1,2"]; the last one changes fastest.
+
+  Raises:
+    UserError: for a setting that does not exist, or a value that it does not take.
+  """
+  axes = []
+  for text in over:
+    key, _, values = text.partition("=")
+    if key not in config_lib.flatten(config):
+      raise UserError(f"--over={text}: there is no config.{key}; see convmixer_jax/config.py")
+    try:
+      axes.append([(key, value) for value in ast.literal_eval(f"[{values}]")])
+    except (SyntaxError, ValueError):  # words without quotation marks
+      axes.append([(key, value) for value in values.split(",")])
+  found = [dict(pairs) for pairs in itertools.product(*axes)]
+  for overrides in found:
+    one = config.copy_and_resolve_references()
+    try:
+      one.update_from_flattened_dict(overrides)
+    except TypeError as error:
+      raise UserError(f"--over: {error}") from None
+    config_lib.validate(one)
+  return found
+
+
+def parameter_count(config: config_dict.ConfigDict) -> int:
+  """Of the model, by the closed form: convolutions with biases, and BatchNorm's two vectors."""
+  m, channels = config.model, len(config.augment.mean)
+  block = m.kernel_size**2 + m.dim + 6
+  rest = channels * m.patch_size**2 + m.num_classes + 3
+  return m.dim * (m.depth * block + rest) + m.num_classes
+
+
+def result(config: config_dict.ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
+  """What a finished run reached: its last and its best accuracy, its speed, its size."""
+  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  of = {split: [x for x in lines if x["split"] == split] for split in ("train", "eval", "test")}
+  accuracies = [line["accuracy"] for line in of["eval"]]
+  found = {
+    "parameters": parameter_count(config),
+    "step": of["eval"][-1]["step"],
+    "accuracy": accuracies[-1],
+    "best_accuracy": max(accuracies),
+    "images_per_sec": statistics.median(line["images_per_sec"] for line in of["train"]),
+  }
+  return found | ({"test_accuracy": of["test"][-1]["accuracy"]} if of["test"] else {})
+
+
+def table(rows: Sequence[tuple[Overrides, dict[str, float]]]) -> str:
+  """A Markdown table; rows that differ in the seed alone become one."""
+  groups: dict[tuple, list[dict[str, float]]] = {}
+  for overrides, values in rows:
+    names = tuple((key, value) for key, value in overrides.items() if key != "seed")
+    groups.setdefault(names, []).append(values)
+  columns = [key for key, _ in next(iter(groups))]
+  measured = list(rows[0][1])
+  lines = [
+    "| " + " | ".join([*columns, "n", *measured]) + " |",
+    "|---" * (len(columns) + 1 + len(measured)) + "|",
+  ]
+  for names, runs in groups.items():
+    cells = [str(value) for _, value in names] + [str(len(runs))]
+    for name in measured:
+      numbers = [run[name] for run in runs]
+      spread = f" ± {statistics.stdev(numbers):.2g}" if len(set(numbers)) > 1 else ""
+      cells.append(f"{statistics.mean(numbers):.6g}{spread}")
+    lines.append("| " + " | ".join(cells) + " |")
+  return "\n".join(lines)
+
+
+def sweep(config_file: pathlib.Path, workdir: pathlib.Path, over: Sequence[str]) -> str:
+  """Runs all combinations, one after the other, and returns the table of their results.
+
+  A run that fails leaves the others alone.
+
+  Raises:
+    UserError: for a wrong setting, before any run begins; or, at the end, if runs failed.
+    KeyboardInterrupt: if a run was stopped by a signal.
+  """
+  if not config_file.is_file():
+    raise UserError(f"--config={config_file} is not a file")
+  config = config_lib.read(config_file)
+  rows, failed = [], []
+  for overrides in combinations(config, over):
+    name = ",".join(f"{key}={value}" for key, value in overrides.items())
+    settings = [f"--config.{key}={value}" for key, value in overrides.items()]
+    command = [sys.executable, "-m", "convmixer_jax.main", f"--config={config_file}"]
+    print(f"== {name}", flush=True)
+    run = subprocess.run([*command, f"--workdir={workdir / name}", *settings], check=False)
+    if run.returncode > 128 or run.returncode < 0:
+      raise KeyboardInterrupt
+    if run.returncode:
+      failed.append(name)
+      continue
+    one = config.copy_and_resolve_references()
+    one.update_from_flattened_dict(overrides)
+    rows.append((overrides, result(one, workdir / name)))
+    lines = [json.dumps({**overrides, **values}) + "\n" for overrides, values in rows]
+    (workdir / "sweep.jsonl").write_text("".join(lines))
+  if failed:
+    raise UserError(f"{len(failed)} runs failed, see above: {'; '.join(failed)}")
+  return table(rows)
+
+
+def main(argv: Sequence[str]) -> None:
+  """Sweeps as the flags say, and prints the table."""
+  if len(argv) > 1:
+    raise UserError(f"{argv[1]!r} is not a flag: flags begin with --")
+  config_file = pathlib.Path(flags.FLAGS.config)
+  workdir = pathlib.Path(flags.FLAGS.workdir or f"runs/sweep_{config_file.stem}").expanduser()
+  print(sweep(config_file, workdir, flags.FLAGS.over))
+
+
+def run() -> None:
+  """The entry point: mistakes of the user's end in one line and exit code 1."""
+  flags.DEFINE_string("config", None, "File of settings that all runs start from.", required=True)
+  flags.DEFINE_string("workdir", None, "Holds the runs; default runs/sweep_NAME_OF_CONFIG.")
+  flags.DEFINE_multi_string("over", [], "section.key=value,value,...; may be given several times.")
+  try:
+    app.run(main)
+  except UserError as error:
+    sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+  run()

@@ -36,6 +36,7 @@ def base() -> config_dict.ConfigDict:
       crop="none",  # "none": records have image_size already; "random_resized": ImageNet's
       crop_scale=(0.08, 1.0),  # area of a random crop over that of the image
       crop_ratio=(3 / 4, 4 / 3),  # width of a random crop over its height
+      crop_interpolation="random",  # or "bilinear", "bicubic"; "random": either, for each image
       eval_crop_fraction=0.96,  # side of the centre crop over the resized short side
       cache="none",  # or "host": decoded once into memory; or "device": on it, if they fit
     ),
@@ -84,6 +85,7 @@ def base() -> config_dict.ConfigDict:
 _OPTIONAL = ("data.data_dir", "model.depthwise", "optimizer.clip_norm", "run.max_steps")
 _CHOICES = {
   "data.crop": ("none", "random_resized"),
+  "data.crop_interpolation": ("random", "bilinear", "bicubic"),
   "data.cache": ("none", "host", "device"),
   "model.activation": ("gelu", "relu"),
   "model.depthwise": (None, "taps", "xla", "pallas"),

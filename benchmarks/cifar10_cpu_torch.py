@@ -15,7 +15,8 @@ from absl import app, flags
 import numpy as np
 import torch
 
-from convmixer_jax.data import Preprocess, in_memory
+from convmixer_jax.data import in_memory
+from convmixer_jax.preprocess import Preprocess
 from convmixer_jax.source import open_source
 from tests.golden.torch_convmixer import conv_mixer
 

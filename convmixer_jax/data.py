@@ -98,9 +98,10 @@ class Batches:
     The batches are the same for any number of workers.
     """
     numbers = grain.MapDataset.range(start, stop).map(self.__getitem__)
-    ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-    batches = numbers.to_iter_dataset(ahead)
     workers = min(workers, os.cpu_count() or 1)
+    # One thread keeps a core busy, and a worker is meant for one core.
+    ahead = grain.ReadOptions(num_threads=1 if workers else 2, prefetch_buffer_size=4)
+    batches = numbers.to_iter_dataset(ahead)
     if workers:
       if not flags.FLAGS.is_parsed():  # Grain's workers take over the flags
         flags.FLAGS.mark_as_parsed()

@@ -23,7 +23,8 @@ import torch
 
 from convmixer_jax import config as config_lib
 from convmixer_jax.augment import policy as policy_lib
-from convmixer_jax.data import Preprocess, in_memory
+from convmixer_jax.data import in_memory
+from convmixer_jax.preprocess import Preprocess
 from convmixer_jax.source import open_source
 from tests import pillow_augment
 from tests.golden.torch_convmixer import conv_mixer

@@ -11,6 +11,7 @@ from convmixer_jax import data
 from convmixer_jax import mesh as mesh_lib
 from convmixer_jax.augment import Augmentation, policy
 from convmixer_jax.errors import UserError
+from convmixer_jax.preprocess import Preprocess
 from convmixer_jax.source import open_source
 
 _log = logging.getLogger(__name__)
@@ -44,8 +45,13 @@ def open_split(
     )
   batches = data.Batches(
     source,
-    data.Preprocess(
-      c.image_size, _crop_on_host(config), c.crop_scale, c.crop_ratio, c.eval_crop_fraction
+    Preprocess(
+      c.image_size,
+      _crop_on_host(config),
+      c.crop_scale,
+      c.crop_ratio,
+      c.crop_interpolation,
+      c.eval_crop_fraction,
     ),
     c.batch_size if train else c.eval_batch_size,
     train,
@@ -57,8 +63,7 @@ def open_split(
   _check_sizes(batches, mesh, "batch_size" if train else "eval_batch_size")
   if train:
     _check_rest(config, len(source) % c.batch_size)
-  image, _ = source.read([0])[0]
-  batches.preprocess(image, source.channels, None)  # an error before all the others decode
+  data.read(source, batches.preprocess, [0], [None])  # an error before all the others decode
   if c.cache == "none":
     return batches, mesh_lib.Feed(mesh)
   _log.info("decoding %d images of %s into memory", len(source), c.dataset)

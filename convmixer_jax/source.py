@@ -34,6 +34,9 @@ class Source(Protocol):
   def read(self, indices: Iterable[int]) -> list[Example]:
     """The examples with these numbers, from 0, in this order."""
 
+  def describe(self, index: int) -> str:
+    """Which example this is, for a message to the user."""
+
 
 class ArraySource:
   """Examples that are in memory: uint8 images [n, h, w, c] and int32 labels [n]."""
@@ -48,6 +51,10 @@ class ArraySource:
   def read(self, indices: Iterable[int]) -> list[Example]:
     """As in `Source`."""
     return [(self.images[index], int(self.labels[index])) for index in indices]
+
+  def describe(self, index: int) -> str:
+    """As in `Source`."""
+    return f"example {index}"
 
 
 class TfdsSource:
@@ -89,6 +96,7 @@ class TfdsSource:
         f"{builder.data_dir} holds {builder.info.file_format.value} files, which have no random "
         f"access. {_how_to_prepare(name, root)}"
       ) from None
+    self._name = f'{builder.info.full_name}, split "{split}"'
     self.class_names = features["label"].names
     self.channels = features["image"].shape[-1] or 3
 
@@ -99,6 +107,10 @@ class TfdsSource:
     """As in `Source`; one request for all of them, which is faster than one for each."""
     records = self._records.__getitems__([int(index) for index in indices])
     return [(record["image"], int(record["label"])) for record in records]
+
+  def describe(self, index: int) -> str:
+    """As in `Source`."""
+    return f"{self._name}, example {index}"
 
 
 class FolderSource:
@@ -135,6 +147,10 @@ class FolderSource:
   def read(self, indices: Iterable[int]) -> list[Example]:
     """As in `Source`."""
     return [(file.read_bytes(), label) for file, label in (self._files[i] for i in indices)]
+
+  def describe(self, index: int) -> str:
+    """As in `Source`: the file."""
+    return str(self._files[index][0])
 
 
 def digits(split: str) -> ArraySource:

@@ -17,6 +17,7 @@ def config(configs):
   [
     ("data.dataset", None, r"config.data.dataset is not set: .*--config.data.dataset="),
     ("data.crop", "center", r"config.data.crop is 'center'; allowed: none, random_resized"),
+    ("data.crop_interpolation", "area", r"is 'area'; allowed: random, bilinear, bicubic"),
     ("model.dtype", "float16", r"config.model.dtype is 'float16'; allowed: float32, bfloat16"),
     (
       "model.activation",

@@ -1,12 +1,15 @@
 import dataclasses
 import io
+import re
+import shutil
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from convmixer_jax.data import Batches, Preprocess, in_memory
+from convmixer_jax.data import Batches, in_memory
 from convmixer_jax.errors import UserError
+from convmixer_jax.preprocess import Preprocess
 from convmixer_jax.source import ArraySource, open_source
 
 SOURCE = ArraySource(
@@ -83,51 +86,6 @@ def test_worker_processes_give_the_same_random_crops(image_folder):
   assert not np.array_equal(expected[0]["image"], expected[2]["image"])
 
 
-def encoded(width, height, mode="RGB"):
-  gradient = np.linspace(0, 255, width)[None, :, None] + np.zeros((height, 1, 3))
-  image, file = PIL.Image.fromarray(gradient.astype(np.uint8)).convert(mode), io.BytesIO()
-  image.save(file, "PNG")
-  return file.getvalue()
-
-
-def pillow_centre(width, height, resized, left, top):
-  image = PIL.Image.open(io.BytesIO(encoded(width, height)))
-  image = image.resize(resized, PIL.Image.Resampling.BICUBIC)
-  return np.asarray(image.crop((left, top, left + 224, top + 224)))
-
-
-@pytest.mark.parametrize(
-  ("size", "resized", "left", "top"),
-  [  # timm's geometry for 224 pixels and a fraction of 0.96
-    ((500, 375), (310, 233), 43, 4),
-    ((375, 500), (233, 310), 4, 43),
-    ((224, 224), (233, 233), 4, 4),
-    ((235, 233), (235, 233), 6, 4),  # 5.5 rounds to 6
-    ((237, 233), (237, 233), 6, 4),  # 6.5 rounds to 6
-    ((586, 293), (466, 233), 121, 4),  # exactly twice as long stays so
-  ],
-)
-def test_centre_crop_is_timms(size, resized, left, top):
-  ours = Preprocess(224, "random_resized")(encoded(*size), 3, None)
-  np.testing.assert_array_equal(ours, pillow_centre(*size, resized, left, top))
-
-
-def test_random_crops_cover_the_range_of_areas_and_ratios():
-  """The gradient along the width tells where a crop lies and how wide it is."""
-  preprocess, rng = Preprocess(32, "random_resized"), np.random.default_rng(0)
-  image = encoded(200, 200)
-  crops = [preprocess(image, 3, rng).astype(float)[..., 0] for _ in range(300)]
-  widths = [(crop[0, -1] - crop[0, 0]) / 255 for crop in crops]
-  assert 0.2 < min(widths) < 0.35  # sqrt(0.08 * 3/4) = 0.24
-  assert max(widths) > 0.9
-  assert min(crop[0, 0] for crop in crops) < 10
-  assert max(crop[0, -1] for crop in crops) > 245
-  whole = Preprocess(32, "random_resized", scale=(1.0, 1.0), ratio=(1.0, 1.0))
-  crop = whole(image, 3, rng)
-  assert crop[0, 0, 0] < 5
-  assert crop[0, -1, 0] > 250
-
-
 def test_in_memory_decodes_all(image_folder):
   source = open_source("folder", "train", str(image_folder))
   memory = in_memory(source, Preprocess(40))
@@ -138,15 +96,23 @@ def test_in_memory_decodes_all(image_folder):
   np.testing.assert_array_equal(memory.labels, [0] * 5 + [1] * 5)
 
 
-def test_grey_pictures_become_colour_where_the_dataset_is():
-  assert Preprocess(8)(encoded(8, 8, "L"), 3, None).shape == (8, 8, 3)
-  assert Preprocess(8)(encoded(8, 8, "RGB"), 1, None).shape == (8, 8, 1)
+def truncated(folder):
+  """A copy of `image_folder` whose eighth training image, bee/2.jpg, ends early."""
+  file = folder / "train" / "bee" / "2.jpg"
+  file.write_bytes(file.read_bytes()[:-300])
+  return open_source("folder", "train", str(folder)), str(file)
 
 
-def test_errors():
-  with pytest.raises(UserError, match=r"10x12 pixels .*image_size is 8.*random_resized"):
-    Preprocess(8)(encoded(12, 10), 3, None)
-  with pytest.raises(UserError, match="of 50 bytes cannot be decoded"):
-    Preprocess(8)(encoded(8, 8)[:50], 3, None)
-  with pytest.raises(UserError, match="of 4 bytes cannot be decoded"):
-    Preprocess(8)(b"JPEG", 3, None)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_names_the_file(image_folder, tmp_path, workers):
+  source, file = truncated(shutil.copytree(image_folder, tmp_path / "photos"))
+  batches = Batches(source, Preprocess(40), batch_size=10, train=False)
+  with pytest.raises(UserError, match=re.escape(file) + r": .*cannot be decoded"):
+    list(batches.iterate(0, 1, workers))
+
+
+def test_an_error_names_the_example_of_a_dataset(tfds_dir):
+  source = open_source("ants_and_bees", "test", str(tfds_dir))
+  assert source.describe(3) == 'ants_and_bees/1.0.0, split "test", example 3'
+  with pytest.raises(UserError, match='split "test", example 0: an image has 40x40 pixels'):
+    in_memory(source, Preprocess(8))

@@ -1,3 +1,6 @@
+import re
+import shutil
+
 import numpy as np
 import pytest
 
@@ -5,6 +8,7 @@ from convmixer_jax import config as config_lib
 from convmixer_jax import mesh as mesh_lib
 from convmixer_jax.errors import UserError
 from convmixer_jax.inputs import open_split
+from convmixer_jax.preprocess import Preprocess
 
 
 @pytest.fixture
@@ -38,6 +42,34 @@ def test_evaluation_batches_have_to_be_shared_too(config):
   config.data.eval_batch_size = 361
   with pytest.raises(UserError, match=r"config.data.eval_batch_size is 361"):
     open_split(config, mesh_lib.make_mesh(), "test", train=False)
+
+
+def test_the_config_decides_the_crops(image_folder, config):
+  config.data.update(dataset="folder", data_dir=str(image_folder), image_size=32, batch_size=8)
+  config.data.update(crop="random_resized", crop_scale=(0.5, 0.6), crop_ratio=(1.0, 1.1))
+  config.data.update(crop_interpolation="bilinear", eval_crop_fraction=0.8)
+  config.model.num_classes = 2
+  config.augment.update(mean=(0.5,) * 3, std=(0.2,) * 3)
+  batches, _ = open_split(config, mesh_lib.make_mesh(), train=True)
+  assert batches.preprocess == Preprocess(
+    image_size=32,
+    crop="random_resized",
+    scale=(0.5, 0.6),
+    ratio=(1.0, 1.1),
+    interpolation="bilinear",
+    eval_fraction=0.8,
+  )
+
+
+def test_a_damaged_first_image_is_found_at_once(image_folder, tmp_path, config):
+  root = shutil.copytree(image_folder, tmp_path / "photos")
+  file = root / "train" / "ant" / "0.jpg"
+  file.write_bytes(b"not a JPEG")
+  config.data.update(dataset="folder", data_dir=str(root), image_size=40, batch_size=8)
+  config.model.num_classes = 2
+  config.augment.update(mean=(0.5,) * 3, std=(0.2,) * 3)
+  with pytest.raises(UserError, match=re.escape(str(file)) + ": an image of 10 bytes cannot"):
+    open_split(config, mesh_lib.make_mesh(), train=True)
 
 
 @pytest.mark.parametrize("cache", ["none", "host", "device"])

@@ -163,7 +163,9 @@ def test_the_most_accurate_checkpoint_is_tested_at_the_end(config, tmp_path):
   assert lines(tmp_path)[-1] == last
 
 
-def test_a_run_that_was_cut_ends_as_one_that_was_not(config, tmp_path):
+@pytest.mark.parametrize("settings", [{}, FULL_POLICY], ids=["plain", "full policy"])
+def test_a_run_that_was_cut_ends_as_one_that_was_not(config, tmp_path, settings):
+  config.update_from_flattened_dict(settings)
   assert train(config, tmp_path / "whole") is None
   for stop in (13, 22, 37, None):
     config.run.max_steps = stop

@@ -1,0 +1,62 @@
+"""C++ sources of this package as shared libraries, compiled where and when they are first used."""
+
+import functools
+import hashlib
+import os
+import pathlib
+import platform
+import shlex
+import subprocess
+import tempfile
+
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared")
+
+
+class CompilerError(RuntimeError):
+  """There is no C++ compiler, or it failed."""
+
+
+@functools.cache
+def library(source: pathlib.Path, *flags: str) -> pathlib.Path:
+  """Returns the path of the library, made by this call if the cache lacks it.
+
+  The compiler is $CXX, or else c++; the cache is $XDG_CACHE_HOME/convmixer_jax, or
+  else ~/.cache/convmixer_jax. The name tells the source, the compiler, the flags
+  and the processor that it was made for.
+
+  Raises:
+    CompilerError: with the command and its last lines.
+  """
+  command = [*shlex.split(os.environ.get("CXX") or "c++"), *_FLAGS, *flags]
+  # What -march=native means here is part of the name: machines can share a home directory.
+  meaning = _run([*command, "-E", "-dM", "-x", "c++", os.devnull])
+  parts = (source.read_text(), meaning, platform.machine(), *command)
+  key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+  cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+  path = cache / "convmixer_jax" / f"{source.stem}-{key}.so"
+  if not path.exists():
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+      made = pathlib.Path(scratch) / path.name
+      _run([*command, str(source), "-o", str(made)])
+      made.replace(path)  # in one piece: several processes may come here at once
+  return path
+
+
+def _run(command: list[str]) -> str:
+  """Returns what the compiler prints."""
+  shown = shlex.join(command)
+  try:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+  except OSError as error:
+    raise CompilerError(
+      f"the C++ compiler {command[0]!r} cannot be run ({error}); name one in $CXX. The command was "
+      f"{shown}"
+    ) from error
+  if done.returncode:
+    last_lines = "\n".join((done.stdout + done.stderr).splitlines()[-10:])
+    raise CompilerError(
+      f"the C++ compiler {command[0]!r} ended with status {done.returncode}. The command was "
+      f"{shown}, its last lines\n{last_lines}"
+    )
+  return done.stdout

@@ -1,0 +1,132 @@
+"""Images of one size from encoded images of any size: decoding and cropping, on the host."""
+
+import dataclasses
+import functools
+import io
+import logging
+import math
+import multiprocessing
+from types import ModuleType
+
+import numpy as np
+import PIL.Image
+
+from convmixer_jax.errors import UserError
+from convmixer_jax.resize import resize
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+  """How the host makes images of one size; nothing else has to happen on the host.
+
+  Attributes:
+    image_size: side of the result in pixels.
+    crop: "none" takes records that have this size; "random_resized" crops at
+      random for training, resizes and crops the centre for evaluation.
+    scale, ratio: ranges of a random crop's area, and of its width over height.
+    interpolation: of a random crop: "bilinear", "bicubic", or "random": one of
+      them for each image, timm's default. Evaluation is always bicubic.
+    eval_fraction: side of the centre crop over the resized short side.
+  """
+
+  image_size: int
+  crop: str = "none"
+  scale: tuple[float, float] = (0.08, 1.0)
+  ratio: tuple[float, float] = (3 / 4, 4 / 3)
+  interpolation: str = "random"
+  eval_fraction: float = 0.96
+
+  def __call__(
+    self, image: bytes | np.ndarray, channels: int, rng: np.random.Generator | None
+  ) -> np.ndarray:
+    """Decodes and crops to uint8 [image_size, image_size, channels], at random if `rng` is given.
+
+    Raises:
+      UserError: if the image is damaged, or has another size and is not cropped.
+    """
+    size = self.image_size
+    if isinstance(image, bytes):
+      image = decode(image, channels)
+      if self.crop == "random_resized":
+        image = self._centre(image) if rng is None else self._random(image, rng)
+    if image.shape != (size, size, channels):
+      raise UserError(
+        f"an image has {image.shape[0]}x{image.shape[1]} pixels and {image.shape[2]} channels, but "
+        f"config.data.image_size is {size} and the dataset has {channels} channels: set "
+        'config.data.image_size, or config.data.crop="random_resized" for images of many sizes'
+      )
+    return image
+
+  def random_box(
+    self, height: int, width: int, rng: np.random.Generator
+  ) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a crop, by timm's `RandomResizedCropAndInterpolation`."""
+    low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+    for _ in range(10):
+      area = rng.uniform(*self.scale) * width * height
+      ratio = math.exp(rng.uniform(low, high))
+      w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+      if 0 < w <= width and 0 < h <= height:
+        left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+        return top, left, h, w
+    # The largest central crop whose ratio is allowed.
+    w = min(width, round(height * self.ratio[1]))
+    h = min(height, round(width / self.ratio[0]))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+  def _random(self, image_hwc: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    top, left, height, width = self.random_box(image_hwc.shape[0], image_hwc.shape[1], rng)
+    interpolation = self.interpolation
+    if interpolation == "random":
+      interpolation = ("bilinear", "bicubic")[rng.integers(2)]
+    # Cropped before it is resized: pixels around the box must not leak in.
+    crop_hwc = image_hwc[top : top + height, left : left + width]
+    return resize(crop_hwc, self.image_size, self.image_size, interpolation)
+
+  def _centre(self, image_hwc: np.ndarray) -> np.ndarray:
+    """timm's evaluation: short side to image_size / eval_fraction, bicubic, then the centre."""
+    short, size = math.floor(self.image_size / self.eval_fraction), self.image_size
+    sides = image_hwc.shape[:2]
+    # Multiplied first: a ratio rounded before would lose a pixel of some long sides.
+    h, w = (int(short * side / min(sides)) for side in sides)
+    top, left = round((h - size) / 2), round((w - size) / 2)  # half to even, as in timm
+    return resize(image_hwc, h, w, "bicubic")[top : top + size, left : left + size]
+
+
+def decode(image: bytes, channels: int) -> np.ndarray:
+  """Decodes a file of an image to uint8 [h, w, channels], as Pillow's `convert` does.
+
+  Colour profiles and orientation tags are not applied.
+
+  Raises:
+    UserError: if it is damaged or no image.
+  """
+  jpeg = _jpeg()
+  if jpeg and image.startswith(b"\xff\xd8"):
+    try:
+      _, _, colours, _ = jpeg.decode_jpeg_header(image)
+      if colours == "YCbCr" and channels == 3:
+        return jpeg.decode_jpeg(image, "RGB")
+      if colours == "Gray":
+        return jpeg.decode_jpeg(image, "RGB" if channels == 3 else "GRAY")
+    except ValueError:
+      pass  # something is odd about the file; it is for Pillow to say what
+  try:
+    picture = PIL.Image.open(io.BytesIO(image)).convert("L" if channels == 1 else "RGB")
+  except (OSError, SyntaxError, ValueError) as error:
+    raise UserError(f"an image of {len(image)} bytes cannot be decoded: {error}") from None
+  return np.asarray(picture).reshape(picture.height, picture.width, channels)
+
+
+@functools.cache
+def _jpeg() -> ModuleType | None:
+  """The package that decodes JPEG as Pillow does but faster, where it is installed."""
+  try:
+    import simplejpeg
+  except ImportError as error:
+    if multiprocessing.parent_process() is None:  # once, not in each worker too
+      _log.warning("JPEG files are decoded by Pillow, which takes longer: %s", error)
+    return None
+  return simplejpeg

@@ -1,0 +1,46 @@
+import ctypes
+import shutil
+
+import pytest
+
+from convmixer_jax.compiled import CompilerError, library
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(monkeypatch, tmp_path):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  monkeypatch.delenv("CXX", raising=False)
+  if not shutil.which("c++"):
+    pytest.skip("no C++ compiler")
+  library.cache_clear()
+  yield
+  library.cache_clear()
+
+
+def test_a_library_is_compiled_once_for_each_source_and_flags(tmp_path, monkeypatch):
+  source = tmp_path / "answer.cc"
+  source.write_text('extern "C" int answer() { return ANSWER; }')
+  first = library(source, "-DANSWER=42")
+  assert ctypes.CDLL(str(first)).answer() == 42
+  made = first.stat().st_mtime_ns
+  library.cache_clear()
+  assert library(source, "-DANSWER=42") == first
+  assert first.stat().st_mtime_ns == made
+  other = library(source, "-DANSWER=43")
+  assert ctypes.CDLL(str(other)).answer() == 43
+  library.cache_clear()
+  source.write_text('extern "C" int answer() { return ANSWER + 10; }')
+  assert ctypes.CDLL(str(library(source, "-DANSWER=42"))).answer() == 52
+  assert len(list(first.parent.iterdir())) == 3
+
+
+def test_errors_say_what_was_tried(tmp_path, monkeypatch):
+  source = tmp_path / "wrong.cc"
+  source.write_text("int f() { return nothing; }")
+  with pytest.raises(CompilerError, match=r"(?s)ended with status 1.*wrong.cc.*'?nothing'?"):
+    library(source)
+  assert not list((tmp_path / "cache" / "convmixer_jax").iterdir())
+  monkeypatch.setenv("CXX", "no-such-compiler --fast")
+  library.cache_clear()
+  with pytest.raises(CompilerError, match=r"'no-such-compiler' cannot be run .*\$CXX.*--fast"):
+    library(source)

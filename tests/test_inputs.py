@@ -1,13 +1,14 @@
 import re
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
 from convmixer_jax import config as config_lib
 from convmixer_jax import mesh as mesh_lib
 from convmixer_jax.errors import UserError
-from convmixer_jax.inputs import open_split
+from convmixer_jax.inputs import make_augmentation, open_split
 from convmixer_jax.preprocess import Preprocess
 
 
@@ -47,10 +48,10 @@ def test_evaluation_batches_have_to_be_shared_too(config):
 def test_the_config_decides_the_crops(image_folder, config):
   config.data.update(dataset="folder", data_dir=str(image_folder), image_size=32, batch_size=8)
   config.data.update(crop="random_resized", crop_scale=(0.5, 0.6), crop_ratio=(1.0, 1.1))
-  config.data.update(crop_interpolation="bilinear", eval_crop_fraction=0.8)
+  config.data.update(crop_interpolation="bilinear", eval_crop_fraction=0.8, cache="none")
   config.model.num_classes = 2
   config.augment.update(mean=(0.5,) * 3, std=(0.2,) * 3)
-  batches, _ = open_split(config, mesh_lib.make_mesh(), train=True)
+  batches, _ = open_split(config, mesh_lib.make_mesh(), "train", train=True)
   assert batches.preprocess == Preprocess(
     image_size=32,
     crop="random_resized",
@@ -61,6 +62,28 @@ def test_the_config_decides_the_crops(image_folder, config):
   )
 
 
+def test_images_of_one_size_are_cropped_on_the_device(config):
+  config.data.update(crop="random_resized", crop_scale=(0.75, 1.0), cache="device")
+  batches, _ = open_split(config, mesh_lib.make_mesh(), "train", train=True)
+  assert batches.preprocess.crop == "none"
+  scale, ratio = (0.75, 1.0), (3 / 4, 4 / 3)
+  assert make_augmentation(config).resized_crop == (scale, ratio, "random")
+  config.data.cache = "none"  # then the host decodes and crops
+  assert make_augmentation(config).resized_crop is None
+
+
+@pytest.mark.parametrize(
+  ("settings", "unit"),
+  [({"data.group_size": 4}, 4), ({"data.group_size": 4, "optimizer.accumulate_steps": 8}, 32)],
+)
+def test_the_last_batch_has_to_be_of_whole_groups(config, settings, unit):
+  config.data.drop_remainder = False
+  config.update_from_flattened_dict(settings)
+  mesh = mesh_lib.make_mesh(jax.devices()[:1])
+  with pytest.raises(UserError, match=rf"a last batch of 29 .* = {unit}: .*drop_remainder=True"):
+    open_split(config, mesh, "train", train=True)
+
+
 def test_a_damaged_first_image_is_found_at_once(image_folder, tmp_path, config):
   root = shutil.copytree(image_folder, tmp_path / "photos")
   file = root / "train" / "ant" / "0.jpg"
@@ -69,7 +92,7 @@ def test_a_damaged_first_image_is_found_at_once(image_folder, tmp_path, config):
   config.model.num_classes = 2
   config.augment.update(mean=(0.5,) * 3, std=(0.2,) * 3)
   with pytest.raises(UserError, match=re.escape(str(file)) + ": an image of 10 bytes cannot"):
-    open_split(config, mesh_lib.make_mesh(), train=True)
+    open_split(config, mesh_lib.make_mesh(), "train", train=True)
 
 
 @pytest.mark.parametrize("cache", ["none", "host", "device"])

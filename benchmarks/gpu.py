@@ -14,6 +14,7 @@ everything once on CPU with tiny shapes: its times mean nothing.
 import argparse
 from collections.abc import Callable
 import contextlib
+import dataclasses
 import functools
 import importlib.metadata
 import json
@@ -63,6 +64,7 @@ PARTS = {
   "torch ops 256/8 k5 p2": 30,
   "jax model 256/8 k5 p2": 60,
   "torch model 256/8 k5 p2": 60,
+  "jax augmentation 768/32": 40,
   "jax ops 768/32": 50,
   "jax ops 1024/20": 50,
   "jax ops 256/8 k9 p1": 50,
@@ -347,6 +349,40 @@ def jax_model(recorder: Recorder, model: Model, smoke: bool) -> None:
   run_attempts(attempts, recorder, jax.block_until_ready, smoke)
 
 
+def jax_augmentation(recorder: Recorder, model: Model, smoke: bool) -> None:
+  """The augmentation before a train step: flips alone, and the paper's whole policy."""
+  import jax
+  import jax.numpy as jnp
+
+  from convmixer_jax.augment import Augmentation, policy
+
+  image = jax.random.randint(
+    jax.random.key(0), (model.batch, model.size, model.size, 3), 0, 256, jnp.uint8
+  )
+  label = jnp.arange(model.batch) % CLASSES
+  flips = Augmentation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), CLASSES)
+  whole = dataclasses.replace(
+    flips,
+    policy=policy.parse("rand-m9-mstd0.5-inc1"),
+    label_smoothing=0.1,
+    mixup_alpha=0.5,
+    cutmix_alpha=0.5,
+    erase_probability=0.25,
+  )
+
+  def make(augmentation: Augmentation) -> tuple[Callable, dict]:
+    jitted = jax.jit(augmentation)
+    return lambda: jitted(jax.random.key(1), image, label), {
+      "images_per_sec": lambda seconds: model.batch / seconds
+    }
+
+  attempts = [
+    ({"operation": "augmentation", "implementation": name}, functools.partial(make, augmentation))
+    for name, augmentation in (("flips", flips), ("whole policy", whole))
+  ]
+  run_attempts(attempts, recorder, jax.block_until_ready, smoke)
+
+
 def torch_device() -> str:
   """The GPU, if there is one."""
   import torch
@@ -472,6 +508,7 @@ def run_part(part: str, path: pathlib.Path, seconds: float, smoke: bool) -> None
   functions = {
     "jax ops": jax_ops,
     "jax model": jax_model,
+    "jax augmentation": jax_augmentation,
     "torch ops": torch_ops,
     "torch model": torch_model,
   }

@@ -1,15 +1,19 @@
-"""RandAugment's ops and policies on the device next to Pillow's: difference and speed.
+"""How near we are: augmentation next to Pillow's, training steps next to PyTorch's.
 
 Command, after `pip install -e '.[torch]'`, from the repository's root:
-  python -m benchmarks.augment [--batch=32] [--size=224] [--rounds=9] [--json=FILE]
+  python -m benchmarks.fidelity [--batch=32] [--size=224] [--rounds=9] [--json=FILE]
 
-"max" and "mean" are of the absolute difference in levels between the two, over arguments from the
-whole range, "beyond" the share of levels that differ by more than one. "images/s" is ours, jitted,
-on the device that the title names, "Pillow images/s" Pillow's on one core, from image to image;
-"ratio" is their quotient, the median over the rounds. A photometric or a geometric op takes its
-family's one pass, whichever op it is. In the policies' rows both go by the same draws for the
-differences, and Pillow draws by itself for the speed; a level that the first layer has apart can
-become several in the second. The photographs are scikit-learn's two.
+First RandAugment's ops and policies: "max" and "mean" are of the absolute difference in levels
+between the two, over arguments from the whole range, "beyond" the share of levels that differ by
+more than one. "images/s" is ours, jitted, on the device that the title names, "Pillow images/s"
+Pillow's on one core, from image to image; "ratio" is their quotient, the median over the rounds. A
+photometric or a geometric op takes its family's one pass, whichever op it is. In the policies' rows
+both go by the same draws for the differences, and Pillow draws by itself for the speed; a level
+that the first layer has apart can become several in the second. The photographs are scikit-learn's
+two.
+
+Then 20 training steps of a small ConvMixer from the golden files of
+`tests/golden/make_trajectory.py`: losses of both, and their relative difference.
 """
 
 from collections.abc import Callable
@@ -25,7 +29,7 @@ import sklearn.datasets
 from benchmarks import turns
 from convmixer_jax.augment import geometric, photometric, policy, rand_augment
 from convmixer_jax.augment.op import Interpolation, Op
-from tests import pillow_augment
+from tests import pillow_augment, trajectory
 
 FILL = (124, 116, 104)
 
@@ -141,6 +145,21 @@ def measure_policy(
   return row(text, "", found, expected, calls)
 
 
+def print_trajectories() -> None:
+  """The steps of each recipe, and the largest differences of what is left after them."""
+  for name in trajectory.RECIPES:
+    golden, (losses, norms, variables) = trajectory.load(name), trajectory.run(name)
+    print(f"\n20 steps, {name} recipe\nstep  loss PyTorch  loss ours  relative difference  norm")
+    for step, row in enumerate(zip(golden["loss"], losses, norms, strict=True), 1):
+      theirs, ours, norm = row
+      print(f"{step:4}  {theirs:.7f}     {ours:.7f}  {abs(ours / theirs - 1):<19.1e}  {norm:.3f}")
+    for part in ("batch_stats", "params"):
+      differences = jax.tree.map(
+        lambda a, b: np.abs(a - b).max(), variables[part], golden["after"][part]
+      )
+      print(f"largest absolute difference of {part}: {max(jax.tree.leaves(differences)):.1e}")
+
+
 def main(argv: list[str]) -> None:
   """Measures and prints."""
   del argv
@@ -167,6 +186,7 @@ def main(argv: list[str]) -> None:
   ]
   shape = "x".join(map(str, image_bhwc.shape))
   turns.report(f"RandAugment on {shape} uint8 images", rows)
+  print_trajectories()
 
 
 if __name__ == "__main__":

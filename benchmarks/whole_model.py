@@ -111,6 +111,9 @@ def measure(name: str) -> list[dict]:
     "ours, cbhw": jax_call(name, image, label, layout="cbhw"),
     "ours, bhwc": jax_call(name, image, label),
   }
+  if flags.FLAGS.native:
+    calls["native, bhwc"] = jax_call(name, image, label, depthwise="native")
+    calls["native, cbhw"] = jax_call(name, image, label, depthwise="native", layout="cbhw")
   if flags.FLAGS.compile:
     calls["torch compile"] = torch_call(name, image, label, is_compiled=True)
     calls["torch compile, channels_last"] = torch_call(
@@ -141,6 +144,7 @@ if __name__ == "__main__":
   turns.define_flags()
   flags.DEFINE_enum("mode", "train", ["train", "inference"], "What a call is.")
   flags.DEFINE_multi_enum("models", list(MODELS), list(MODELS), "Which models.")
+  flags.DEFINE_bool("native", True, "Also with depthwise='native'; needs a C++ compiler.")
   flags.DEFINE_bool("compile", False, "Also PyTorch with torch.compile.")
   flags.DEFINE_bool("plain", False, "Also our model with XLA's own convolution.")
   app.run(main)

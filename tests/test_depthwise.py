@@ -12,7 +12,7 @@ import pytest
 from convmixer_jax.depthwise import depthwise_conv, depthwise_conv_cbhw
 from tests.depthwise_reference import reference
 
-IMPLEMENTATIONS = ("taps", "xla")
+IMPLEMENTATIONS = ("taps", "xla", "native")
 # batch, height, width, channels, kernel rows, kernel columns
 SHAPES = [(2, 9, 7, 3, k, k) for k in range(1, 16)] + [
   (1, 3, 2, 5, 7, 7),  # a map smaller than the kernel

@@ -16,12 +16,12 @@ import jax
 from jax import Array, lax
 import jax.numpy as jnp
 
-from convmixer_jax.depthwise import pallas_gpu, taps, xla
+from convmixer_jax.depthwise import native, pallas_gpu, taps, xla
 
 # A backend is a module with forward(x, kernel, layout) -> y and backward(x, kernel, y_grad, layout)
 # -> (x_grad, kernel_grad). A new one, for instance a GPU kernel, is one file, one line here and one
 # in `_on_platform`.
-_BACKENDS = {"taps": taps, "xla": xla, "pallas": pallas_gpu}
+_BACKENDS = {"taps": taps, "xla": xla, "native": native, "pallas": pallas_gpu}
 
 
 def depthwise_conv(x_bhwc: Array, kernel_hwc: Array, *, implementation: str | None = None) -> Array:

@@ -52,7 +52,9 @@ def base() -> config_dict.ConfigDict:
       patch_size=required(int),
       num_classes=required(int),
       activation="gelu",  # "gelu" (exact) or "relu"
-      depthwise=optional(str),  # convolution: "taps", "xla", "pallas"; None: by the platform
+      # The convolution: "taps", "xla", "native" (CPU; needs a C++ compiler), "pallas" (GPU); None:
+      # by the platform.
+      depthwise=optional(str),
       dtype="float32",  # of the computation: "float32" or "bfloat16"; parameters are float32
     ),
     optimizer=dict(
@@ -86,7 +88,7 @@ _CHOICES = {
   "data.crop": ("none", "random_resized"),
   "data.cache": ("none", "host", "device"),
   "model.activation": ("gelu", "relu"),
-  "model.depthwise": (None, "taps", "xla", "pallas"),
+  "model.depthwise": (None, "taps", "xla", "native", "pallas"),
   "model.dtype": ("float32", "bfloat16"),
   "optimizer.decay": ("all", "kernels"),
   "schedule.name": ("onecycle", "cosine", "optax_onecycle"),

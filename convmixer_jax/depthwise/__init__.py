@@ -33,6 +33,7 @@ def depthwise_conv(x_bhwc: Array, kernel_hwc: Array, *, implementation: str | No
       kernel has its extra row and column of padding at the bottom and right, as in PyTorch's and
       XLA's SAME.
     implementation: 'taps' (fast on CPU), 'xla' (`lax.conv_general_dilated`, the reference),
+      'native' (C++ for CPU, the fastest there; needs the machine's C++ compiler, see `native.py`),
       'pallas' (kernels for NVIDIA GPUs), or None: 'taps' where the computation is lowered for CPU
       and 'xla' elsewhere.
 
@@ -40,6 +41,8 @@ def depthwise_conv(x_bhwc: Array, kernel_hwc: Array, *, implementation: str | No
     TypeError: a dtype other than float32 and bfloat16.
     ValueError: a wrong rank, an empty kernel, different channel counts, or an unknown
       implementation.
+    NotImplementedError: 'native' lowered for a platform other than CPU.
+    UserError: 'native' without a working C++ compiler.
   """
   return _checked_conv("x_bhwc", x_bhwc, kernel_hwc, implementation)
 

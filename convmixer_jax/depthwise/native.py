@@ -1,9 +1,13 @@
-"""Depthwise convolution for CPU in C++: `native.cc`, called through XLA's foreign function interface.
+"""Depthwise convolution for CPU in C++: `native.cc`, called by XLA's foreign function interface.
 
 Nothing is compiled at installation. The machine's C++ compiler ($CXX, or else c++) makes the
 library when the first computation is traced, and leaves it in $XDG_CACHE_HOME/convmixer_jax
 (~/.cache without that variable) for the processes to come. Its name tells the source, the compiler,
 the version of jaxlib and the processor that it was made for.
+
+What XLA does not know of such calls: a `jit` over sharded maps gathers them first, unless the
+convolution is inside `shard_map`; the result is the same. What `jax.export` makes of one needs
+`disabled_checks` with its targets, and `register` in the process that runs it.
 """
 
 import ctypes
@@ -20,9 +24,11 @@ import jax
 from jax import Array, lax
 import jax.numpy as jnp
 
+from convmixer_jax.errors import UserError
+
 _SOURCE = pathlib.Path(__file__).with_name("native.cc")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared")
-_TARGETS = {
+TARGETS = {
   "convmixer_jax_depthwise_forward": "DepthwiseForward",
   "convmixer_jax_depthwise_backward": "DepthwiseBackward",
 }
@@ -70,10 +76,10 @@ def register() -> None:
   call this before.
 
   Raises:
-    RuntimeError: there is no compiler, or it failed.
+    UserError: there is no compiler, or it failed.
   """
   library = ctypes.CDLL(str(_library()))
-  for target, symbol in _TARGETS.items():
+  for target, symbol in TARGETS.items():
     jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, symbol)), platform="cpu")
 
 
@@ -104,13 +110,13 @@ def _run(command: list[str]) -> str:
   try:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
   except OSError as error:
-    raise RuntimeError(
+    raise UserError(
       f'depthwise="native" needs a C++ compiler, and {command[0]!r} cannot be run ({error}). Name '
       f"one in $CXX; the command was: {shown}. {alternative}"
     ) from error
   if done.returncode:
     last_lines = "\n".join((done.stdout + done.stderr).splitlines()[-10:])
-    raise RuntimeError(
+    raise UserError(
       f'depthwise="native" could not be compiled: {command[0]!r} ended with status '
       f"{done.returncode}. The command was: {shown}. {alternative} Its last lines:\n{last_lines}"
     )

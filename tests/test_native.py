@@ -1,0 +1,138 @@
+"""The C++ depthwise convolution: how it is compiled, found again and exported.
+
+Its numbers are tested with those of the other implementations in `test_depthwise.py`.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from convmixer_jax.depthwise import depthwise_conv, native
+from convmixer_jax.errors import UserError
+from tests.depthwise_reference import reference
+from tests.test_depthwise import assert_close, needs_compiler, random_case, value_and_grads
+
+conv = partial(depthwise_conv, implementation="native")
+
+
+@pytest.fixture
+def empty_cache(monkeypatch, tmp_path):
+  """A cache directory without the library."""
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  return tmp_path / "convmixer_jax"
+
+
+@needs_compiler
+def test_compiled_once_for_all_processes(empty_cache):
+  code = "from convmixer_jax.depthwise import native; native.register()"
+
+  def load(_):
+    return subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+
+  with ThreadPoolExecutor(2) as pool:
+    for done in pool.map(load, range(2)):
+      assert done.returncode == 0, done.stderr
+  (library,) = empty_cache.iterdir()  # and no scratch files
+  made = library.stat().st_mtime_ns
+  assert native._library() == library and library.stat().st_mtime_ns == made
+
+
+@needs_compiler
+def test_other_compiler_or_flags_make_another_library(empty_cache, monkeypatch):
+  first = native._library()
+  monkeypatch.setenv("CXX", f"{os.environ.get('CXX') or 'c++'} -fno-math-errno")
+  assert native._library() != first
+  assert len(list(empty_cache.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+  "compiler, words",
+  [
+    ("no-such-compiler", "needs a C\\+\\+ compiler, and 'no-such-compiler' cannot be run"),
+    (f"{shutil.which('false')}", "ended with status 1.*command was: .*-std=c\\+\\+17"),
+  ],
+)
+def test_failing_compiler_is_named_with_the_alternative(empty_cache, monkeypatch, compiler, words):
+  monkeypatch.setenv("CXX", compiler)
+  with pytest.raises(UserError, match=f"(?s){words}.*taps"):
+    native._library()
+
+
+@needs_compiler
+def test_compile_error_shows_its_last_lines(empty_cache, monkeypatch, tmp_path):
+  source = tmp_path / "native.cc"
+  source.write_text("int broken(;\n")
+  monkeypatch.setattr(native, "_SOURCE", source)
+  with pytest.raises(UserError, match=r"(?s)could not be compiled.*taps.*native\.cc:1.*error"):
+    native._library()
+  assert not list(empty_cache.iterdir())
+
+
+@needs_compiler
+@pytest.mark.parametrize("channels", [5, 40])
+def test_many_images_and_partial_vectors_of_channels(channels):
+  case = random_case((70, 9, 17, channels, 4, 11))
+  assert_close(jax.jit(partial(value_and_grads, conv))(*case), reference(*case), 1e-5)
+
+
+@needs_compiler
+def test_empty_batch_has_no_gradient():
+  y, x_grad, kernel_grad = value_and_grads(conv, *random_case((0, 5, 5, 3, 3, 3)))
+  assert y.shape == x_grad.shape == (0, 5, 5, 3)
+  np.testing.assert_array_equal(kernel_grad, np.zeros((3, 3, 3)))
+
+
+@needs_compiler
+def test_sums_do_not_depend_on_threads():
+  case = random_case((16, 16, 16, 24, 5, 5))
+  step = jax.jit(partial(value_and_grads, conv))
+  first = step(*case)
+  for _ in range(20):
+    jax.tree.map(np.testing.assert_array_equal, step(*case), first)
+
+
+@needs_compiler
+@pytest.mark.parametrize("axes", [(0, None), (None, 0)])
+def test_vmap_over_one_argument(axes):
+  x, kernel, g = random_case((2, 5, 6, 3, 4, 3))
+  args = [
+    a if axis is None else jnp.stack([a, 2 * a]) for a, axis in zip((x, kernel), axes, strict=True)
+  ]
+  y = reference(x, kernel, g)[0]
+  np.testing.assert_allclose(jax.vmap(conv, axes)(*args), [y, 2 * y], rtol=1e-5, atol=1e-5)
+
+
+@needs_compiler
+def test_other_platforms_are_refused():
+  x, kernel, _ = random_case((1, 4, 4, 2, 3, 3))
+  with pytest.raises(NotImplementedError, match="cuda"):
+    jax.export.export(jax.jit(conv), platforms=("cuda",))(x, kernel)
+
+
+@needs_compiler
+def test_export_with_symbolic_batch():
+  x, kernel, g = random_case((3, 6, 6, 4, 3, 3))
+  (batch,) = jax.export.symbolic_shape("batch")
+  spec = jax.ShapeDtypeStruct((batch, 6, 6, 4), jnp.float32)
+  checks = [jax.export.DisabledSafetyCheck.custom_call(target) for target in native.TARGETS]
+  exported = jax.export.export(
+    jax.jit(partial(value_and_grads, conv)), platforms=("cpu",), disabled_checks=checks
+  )(spec, kernel, spec)
+  assert_close(exported.call(x, kernel, g), reference(x, kernel, g), 1e-5)
+
+
+def test_source_is_installed_with_the_package():
+  text = (pathlib.Path(__file__).parents[1] / "pyproject.toml").read_text()
+  assert (
+    f'"convmixer_jax.depthwise" = ["{native._SOURCE.name}"]' in text and native._SOURCE.exists()
+  )

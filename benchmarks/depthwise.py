@@ -1,11 +1,12 @@
 """One depthwise convolution in float32: ours, XLA's own, and PyTorch's in both memory formats.
 
 Command, after `pip install -e '.[torch]'`, from the repository's root:
-  python -m benchmarks.depthwise [--rounds=9] [--xla] [--json=FILE]
+  python -m benchmarks.depthwise [--rounds=9] [--nonative] [--xla] [--json=FILE]
 
 "fwd+bwd" is the forward pass and both gradients. "ratio" is the time of PyTorch's faster
 format over the row's, the median over rounds. XLA's own convolution is left out without --xla:
-at the largest shape one backward pass takes most of a minute.
+at the largest shape one backward pass takes most of a minute. --nonative leaves out the rows that
+need a C++ compiler.
 """
 
 from collections.abc import Callable

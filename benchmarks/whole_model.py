@@ -1,13 +1,14 @@
 """Train steps and inference of whole models in float32 on CPU: ours and PyTorch's.
 
 Commands, after `pip install -e '.[torch]'`, from the repository's root:
-  python -m benchmarks.whole_model --mode=train [--rounds=9] [--compile] [--plain] [--json=FILE]
+  python -m benchmarks.whole_model --mode=train [--rounds=9] [--nonative] [--compile] [--plain]
+    [--json=FILE]
   python -m benchmarks.whole_model --mode=inference
 
 A train step is that of `convmixer_jax.train` without augmentation, on both sides with AdamW.
 "ratio" is the time of PyTorch's fastest row over the row's, the median over rounds. --compile
 adds torch.compile, which needs a C++ compiler; --plain adds our model with XLA's own
-convolution, which takes minutes.
+convolution, which takes minutes. --nonative leaves out the rows that need a C++ compiler.
 """
 
 from collections.abc import Callable

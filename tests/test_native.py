@@ -17,8 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from convmixer_jax import config
 from convmixer_jax.depthwise import depthwise_conv, native
 from convmixer_jax.errors import UserError
+from convmixer_jax.state import make_model
 from tests.depthwise_reference import reference
 from tests.test_depthwise import assert_close, needs_compiler, random_case, value_and_grads
 
@@ -129,6 +131,31 @@ def test_export_with_symbolic_batch():
     jax.jit(partial(value_and_grads, conv)), platforms=("cpu",), disabled_checks=checks
   )(spec, kernel, spec)
   assert_close(exported.call(x, kernel, g), reference(x, kernel, g), 1e-5)
+
+
+@pytest.mark.parametrize(
+  "depthwise, platform, layout",
+  [
+    (None, "cpu", "cbhw"),
+    ("taps", "cpu", "cbhw"),
+    ("native", "cpu", "bhwc"),
+    (None, "gpu", "bhwc"),
+  ],
+)
+def test_layout_of_the_model_follows(configs, depthwise, platform, layout):
+  assert make_model(*setting(configs, depthwise, platform)).layout == layout
+
+
+def test_model_for_another_platform_is_refused(configs):
+  with pytest.raises(UserError, match=r"depthwise is .native.*gpu: leave it unset"):
+    make_model(*setting(configs, "native", "gpu"))
+
+
+def setting(configs, depthwise, platform):
+  """A config, and what `make_model` looks at in a mesh of such devices."""
+  cfg = config.read(configs / "cifar10_256_8.py")
+  cfg.model.depthwise = depthwise
+  return cfg, SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]))
 
 
 def test_source_is_installed_with_the_package():

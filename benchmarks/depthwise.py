@@ -1,11 +1,12 @@
 """One depthwise convolution in float32: ours, XLA's own, and PyTorch's in both memory formats.
 
 Command, after `pip install -e '.[torch]'`, from the repository's root:
-  python -m benchmarks.depthwise [--rounds=9] [--xla] [--json=FILE]
+  python -m benchmarks.depthwise [--rounds=9] [--nonative] [--xla] [--json=FILE]
 
 "fwd+bwd" is the forward pass and both gradients. "ratio" is the time of PyTorch's faster
 format over the row's, the median over rounds. XLA's own convolution is left out without --xla:
-at the largest shape one backward pass takes most of a minute.
+at the largest shape one backward pass takes most of a minute. --nonative leaves out the rows that
+need a C++ compiler.
 """
 
 from collections.abc import Callable
@@ -78,6 +79,13 @@ def measure(shape: tuple[int, ...]) -> list[dict]:
     "ours, bhwc": jax_calls(depthwise_conv, (0, 1, 2, 3), *arrays),
     "ours, cbhw": jax_calls(depthwise_conv_cbhw, (3, 0, 1, 2), *arrays),
   }
+  if flags.FLAGS.native:
+    for name, convolve, axes in (
+      ("native, bhwc", depthwise_conv, (0, 1, 2, 3)),
+      ("native, cbhw", depthwise_conv_cbhw, (3, 0, 1, 2)),
+    ):
+      native = functools.partial(convolve, implementation="native")
+      implementations[name] = jax_calls(native, axes, *arrays)
   if flags.FLAGS.xla:
     xla = functools.partial(depthwise_conv, implementation="xla")
     implementations["xla, bhwc"] = jax_calls(xla, (0, 1, 2, 3), *arrays)
@@ -106,5 +114,6 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   turns.define_flags()
+  flags.DEFINE_bool("native", True, "Also our C++ implementation; needs a C++ compiler.")
   flags.DEFINE_bool("xla", False, "Also XLA's own convolution.")
   app.run(main)

@@ -36,7 +36,9 @@ def base() -> config_dict.ConfigDict:
       initializer="torch",  # PyTorch's, or "glorot": Keras's and Flux's
       norm_momentum=0.9,  # of BatchNorm's old running statistics: 1 - PyTorch's
       norm_epsilon=1e-5,  # added to BatchNorm's variance
-      depthwise=optional(str),  # convolution: "taps", "xla", "pallas"; None: by the platform
+      # The convolution: "taps", "xla", "native" (CPU; needs a C++ compiler), "pallas" (GPU); None:
+      # by the platform.
+      depthwise=optional(str),
       dtype="float32",  # of the computation: "float32" or "bfloat16"; parameters are float32
     ),
     optimizer=dict(
@@ -101,9 +103,7 @@ def _images() -> dict[str, dict[str, Any]]:
       shift=0.0,  # greatest random shift, as a fraction of the side
       zoom=0.0,  # greatest random change of height and of width, as a fraction
       flip=True,  # mirror every second image, left to right
-      policy=optional(
-        str
-      ),  # RandAugment: timm's, as "rand-m9-mstd0.5-inc1", or "torchvision-n2-m12"
+      policy=optional(str),  # RandAugment: "rand-m9-mstd0.5-inc1" (timm), "torchvision-n2-m12"
       jitter=0.0,  # greatest change of brightness, contrast and saturation, as a fraction
       label_smoothing=0.0,  # share of each label that is spread over all classes
       mixup_alpha=0.0,  # of the Beta distribution of the ratio; 0: no Mixup
@@ -125,7 +125,7 @@ _CHOICES = {
   "augment.erase_mode": ("pixel", "constant"),
   "model.activation": ("gelu", "gelu_tanh", "relu"),
   "model.initializer": ("torch", "glorot"),
-  "model.depthwise": (None, "taps", "xla", "pallas"),
+  "model.depthwise": (None, "taps", "xla", "native", "pallas"),
   "model.dtype": ("float32", "bfloat16"),
   "optimizer.decay": ("all", "kernels"),
   "optimizer.decay_kind": ("adamw", "unscaled", "l2"),

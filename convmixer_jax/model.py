@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from convmixer_jax.act_norm import ACTIVATIONS, act_affine, act_norm
 from convmixer_jax.depthwise import depthwise_conv, depthwise_conv_cbhw
+from convmixer_jax.outline import outlined
 
 # Where the model's dimensions lie between its layers: as in the images, or with
 # the channels outermost.
@@ -156,8 +157,9 @@ class ConvMixer(nn.Module):
     dropout: share of the pooled features that are 0 in training, which then
       needs the random numbers "dropout".
     initializer: "torch" or "glorot", see `Weights`.
-    layout: "bhwc", or "cbhw", which is faster on CPU: the order of dimensions
-      between the layers. Arguments, results and parameters are the same.
+    layout: "bhwc", or "cbhw", which is faster on CPU unless `depthwise` is
+      "native": the order of dimensions between the layers. Arguments, results
+      and parameters are the same.
     depthwise: the `implementation` of `depthwise.depthwise_conv`.
   """
 
@@ -229,7 +231,7 @@ class ConvMixer(nn.Module):
 
     The arguments and errors are those of `features`.
     """
-    pooled_bf = self.features(image_bhwc, train).astype(jnp.float32).mean((1, 2))
+    pooled_bf = _pool(self.features(image_bhwc, train))
     if not self.num_classes:
       return pooled_bf
     pooled_bf = self.head_dropout(pooled_bf, deterministic=not train)
@@ -251,6 +253,13 @@ def _patches(image_bhwc: jax.Array, size: int, layout: str) -> jax.Array:
   if layout == "cbhw":
     return x.transpose(2, 4, 5, 0, 1, 3).reshape(-1, b, h // size, w // size)
   return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // size, w // size, -1)
+
+
+# XLA:CPU would fuse the last product, the activation and the mean into one slow loop.
+@outlined
+def _pool(x_bhwf: jax.Array) -> jax.Array:
+  """The float32 mean over the positions."""
+  return x_bhwf.astype(jnp.float32).mean((1, 2))
 
 
 def _mix_channels(x: jax.Array, kernel_cf: jax.Array, layout: str) -> jax.Array:

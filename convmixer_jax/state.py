@@ -12,6 +12,7 @@ import optax
 
 from convmixer_jax import mesh as mesh_lib
 from convmixer_jax.depthwise import default_implementation
+from convmixer_jax.errors import UserError
 from convmixer_jax.model import ConvMixer
 
 _log = logging.getLogger(__name__)
@@ -36,10 +37,19 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def make_model(config: config_dict.ConfigDict, mesh: Mesh) -> ConvMixer:
-  """The ConvMixer of `config.model`, in the layout that is fastest on the mesh's devices."""
+  """The ConvMixer of `config.model`, in the layout that is fastest on the mesh's devices.
+
+  Raises:
+    UserError: if `config.model.depthwise` is "native" and the devices are not CPUs.
+  """
   platform = mesh.devices.flat[0].platform
-  layout = "cbhw" if platform == "cpu" else "bhwc"
   depthwise = config.model.depthwise or default_implementation(platform)
+  if depthwise == "native" and platform != "cpu":
+    raise UserError(
+      f'config.model.depthwise is "native", which is for CPUs, and this machine computes on '
+      f"{platform}: leave it unset"
+    )
+  layout = "cbhw" if platform == "cpu" and depthwise != "native" else "bhwc"
   _log.info("on %s: maps lie as %s, depthwise convolution by %s", platform, layout, depthwise)
   settings = {**config.model, "dtype": jnp.dtype(config.model.dtype)}
   return ConvMixer(**settings, layout=layout, group_size=config.data.group_size)

@@ -1,9 +1,15 @@
 import ctypes
+import pathlib
 import shutil
+import subprocess
+import sys
+import tomllib
 
 import pytest
 
 from convmixer_jax.compiled import CompilerError, library
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +38,30 @@ def test_a_library_is_compiled_once_for_each_source_and_flags(tmp_path, monkeypa
   source.write_text('extern "C" int answer() { return ANSWER + 10; }')
   assert ctypes.CDLL(str(library(source, "-DANSWER=42"))).answer() == 52
   assert len(list(first.parent.iterdir())) == 3
+
+
+def test_two_processes_at_once_leave_one_whole_library(tmp_path):
+  source = tmp_path / "answer.cc"
+  source.write_text('extern "C" int answer() { return 42; }')
+  code = (
+    "import ctypes, pathlib, sys; from convmixer_jax.compiled import library; "
+    "print(ctypes.CDLL(str(library(pathlib.Path(sys.argv[1])))).answer())"
+  )
+  command = [sys.executable, "-c", code, str(source)]
+  both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+  assert [process.communicate()[0] for process in both] == ["42\n", "42\n"]
+  (made,) = (tmp_path / "cache" / "convmixer_jax").iterdir()
+  assert made.suffix == ".so"
+
+
+def test_every_source_is_installed_with_the_package():
+  settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+  assert settings["package-data"] == {"*": ["*.cc"]}
+  sources = list((ROOT / "convmixer_jax").rglob("*.cc"))
+  assert {path.parent for path in sources} <= {
+    ROOT / package.replace(".", "/") for package in settings["packages"]
+  }
+  assert len(sources) == 2
 
 
 def test_errors_say_what_was_tried(tmp_path, monkeypatch):

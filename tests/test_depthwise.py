@@ -1,6 +1,9 @@
 """Depthwise convolution: every backend and both layouts against a float64 NumPy reference."""
 
 from functools import partial
+import os
+import shlex
+import shutil
 
 import jax
 import jax.export
@@ -12,7 +15,11 @@ import pytest
 from convmixer_jax.depthwise import depthwise_conv, depthwise_conv_cbhw
 from tests.depthwise_reference import reference
 
-IMPLEMENTATIONS = ("taps", "xla")
+needs_compiler = pytest.mark.skipif(
+  shutil.which(shlex.split(os.environ.get("CXX") or "c++")[0]) is None,
+  reason="implementation='native' needs a C++ compiler",
+)
+IMPLEMENTATIONS = ("taps", "xla", pytest.param("native", marks=needs_compiler))
 # batch, height, width, channels, kernel rows, kernel columns
 SHAPES = [(2, 9, 7, 3, k, k) for k in range(1, 16)] + [
   (1, 3, 2, 5, 7, 7),  # a map smaller than the kernel

@@ -16,12 +16,12 @@ import jax
 from jax import Array, lax
 import jax.numpy as jnp
 
-from convmixer_jax.depthwise import pallas_gpu, taps, xla
+from convmixer_jax.depthwise import native, pallas_gpu, taps, xla
 
 # A backend is a module with forward(x, kernel, layout) -> y and backward(x, kernel, y_grad, layout)
 # -> (x_grad, kernel_grad). A new one, for instance a GPU kernel, is one file, one line here and one
 # in `_on_platform`.
-_BACKENDS = {"taps": taps, "xla": xla, "pallas": pallas_gpu}
+_BACKENDS = {"taps": taps, "xla": xla, "native": native, "pallas": pallas_gpu}
 
 
 def depthwise_conv(x_bhwc: Array, kernel_hwc: Array, *, implementation: str | None = None) -> Array:
@@ -33,6 +33,7 @@ def depthwise_conv(x_bhwc: Array, kernel_hwc: Array, *, implementation: str | No
       kernel has its extra row and column of padding at the bottom and right, as in PyTorch's and
       XLA's SAME.
     implementation: 'taps' (fast on CPU), 'xla' (`lax.conv_general_dilated`, the reference),
+      'native' (C++ for CPU, the fastest there; needs the machine's C++ compiler, see `native.py`),
       'pallas' (kernels for NVIDIA GPUs), or None: 'taps' where the computation is lowered for CPU
       and 'xla' elsewhere.
 
@@ -40,6 +41,8 @@ def depthwise_conv(x_bhwc: Array, kernel_hwc: Array, *, implementation: str | No
     TypeError: a dtype other than float32 and bfloat16.
     ValueError: a wrong rank, an empty kernel, different channel counts, or an unknown
       implementation.
+    NotImplementedError: 'native' lowered for a platform other than CPU.
+    UserError: 'native' without a working C++ compiler.
   """
   return _checked_conv("x_bhwc", x_bhwc, kernel_hwc, implementation)
 

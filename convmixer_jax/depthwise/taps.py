@@ -4,17 +4,16 @@ convolution.
 XLA:CPU runs a grouped convolution 10 to 100 times slower than the same sum written out, which it
 fuses into one parallel, vectorised loop. That loop is fast only over channel-major (c, b, h, w)
 maps: the k*k weights of a channel are then scalars kept in registers, its map stays in the cache,
-and vectors run along the width.
+and vectors run along the width. A transpose fused with the sum would run the sum in the transposed
+order, several times slower: hence the outlined functions.
 """
 
-from collections.abc import Callable, Iterable
-from functools import wraps
-import inspect
+from collections.abc import Iterable
 
-import jax
 from jax import Array, lax
-from jax.experimental.xla_metadata import set_xla_metadata
 import jax.numpy as jnp
+
+from convmixer_jax.outline import outlined
 
 
 def forward(x: Array, kernel_hwc: Array, layout: str) -> Array:
@@ -35,23 +34,6 @@ def _transpose(x: Array, source: str, target: str) -> Array:
   return x.transpose([source.index(letter) for letter in target])
 
 
-def _outlined(function: Callable[..., Array]) -> Callable[..., Array]:
-  """Makes a jitted function that XLA does not inline, and so does not fuse with what surrounds it.
-
-  A transpose fused with the sum would run the sum in the transposed order, several times slower;
-  XLA:CPU drops `lax.optimization_barrier` before it fuses. Without this hint the results are the
-  same, only slower.
-  """
-
-  @wraps(function)
-  def call(*args: Array, **static) -> Array:
-    with set_xla_metadata(inlineable="false"):
-      return jitted(*args, **static)
-
-  jitted = jax.jit(function, static_argnames=inspect.getfullargspec(function).kwonlyargs)
-  return call
-
-
 def _pad(x_cbhw: Array, kernel_size: tuple[int, int], mirror: bool = False) -> Array:
   """Returns `x_cbhw` in float32 with SAME padding.
 
@@ -67,12 +49,12 @@ def _pad(x_cbhw: Array, kernel_size: tuple[int, int], mirror: bool = False) -> A
   )
 
 
-@_outlined
+@outlined
 def _padded(x_cbhw: Array, *, kernel_size: tuple[int, int], mirror: bool) -> Array:
   return _pad(x_cbhw, kernel_size, mirror)
 
 
-@_outlined
+@outlined
 def _padded_maps(x_cbhw: Array, start: Array, *, maps: int, kernel_size: tuple[int, int]) -> Array:
   """Returns `maps` of the batch from `start` on, padded."""
   return _pad(lax.dynamic_slice_in_dim(x_cbhw, start, maps, axis=1), kernel_size)
@@ -94,7 +76,7 @@ def _correlate(x_cbhw: Array, kernel_hwc: Array, *, mirror: bool = False) -> Arr
   return y_blocks.reshape(x_cbhw.shape)
 
 
-@_outlined
+@outlined
 def _correlate_block(x_cbhw: Array, kernel_hwc: Array, *, mirror: bool) -> Array:
   (rows, columns, channels), (height, width) = kernel_hwc.shape, x_cbhw.shape[2:]
   padded = _padded(x_cbhw, kernel_size=(rows, columns), mirror=mirror)
@@ -122,7 +104,7 @@ def _channels_per_block(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...])
   )
 
 
-@_outlined
+@outlined
 def _kernel_grad(x_cbhw: Array, g_cbhw: Array, *, kernel_size: tuple[int, int]) -> Array:
   """Returns the float32 (rows, columns, c) sum over b, h, w of `g_cbhw` times the map shifted by
   each tap.

@@ -19,6 +19,11 @@ LAYOUTS = ("bhwc", "cbhw")
 INITIALIZERS = ("torch", "glorot")
 
 
+def default_layout(platform: str) -> str:
+  """The layout that is fastest on "cpu" or another platform."""
+  return "cbhw" if platform == "cpu" else "bhwc"
+
+
 class Weights(nn.Module):
   """A layer's kernel and bias, drawn at random.
 
@@ -229,7 +234,11 @@ class ConvMixer(nn.Module):
 
     The arguments and errors are those of `features`.
     """
-    pooled_bf = self.features(image_bhwc, train).astype(jnp.float32).mean((1, 2))
+    return self.classify(self.features(image_bhwc, train), train)
+
+  def classify(self, feature_bhwf: jax.Array, train: bool = False) -> jax.Array:
+    """What `__call__` gives, from the map of `features`; `train` is for the dropout alone."""
+    pooled_bf = feature_bhwf.astype(jnp.float32).mean((1, 2))
     if not self.num_classes:
       return pooled_bf
     pooled_bf = self.head_dropout(pooled_bf, deterministic=not train)

@@ -12,7 +12,7 @@ import optax
 
 from convmixer_jax import mesh as mesh_lib
 from convmixer_jax.depthwise import default_implementation
-from convmixer_jax.model import ConvMixer
+from convmixer_jax.model import ConvMixer, default_layout
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class TrainState(flax.struct.PyTreeNode):
 def make_model(config: config_dict.ConfigDict, mesh: Mesh) -> ConvMixer:
   """The ConvMixer of `config.model`, in the layout that is fastest on the mesh's devices."""
   platform = mesh.devices.flat[0].platform
-  layout = "cbhw" if platform == "cpu" else "bhwc"
+  layout = default_layout(platform)
   depthwise = config.model.depthwise or default_implementation(platform)
   _log.info("on %s: maps lie as %s, depthwise convolution by %s", platform, layout, depthwise)
   settings = {**config.model, "dtype": jnp.dtype(config.model.dtype)}

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from convmixer_jax import names
+from convmixer_jax import bundle, names
 from convmixer_jax.act_norm import ACTIVATIONS
 from convmixer_jax.errors import UserError
 from convmixer_jax.model import ConvMixer
@@ -40,6 +40,8 @@ def load(
   path = pathlib.Path(source)
   if (path / "config.json").is_file():
     return _load_workdir(path)
+  if bundle.is_bundle(path):
+    return bundle.load(path)
   if path.exists():
     return load_torch(path, activation=activation)
   name = str(source).removeprefix("timm/").removesuffix(".in1k")

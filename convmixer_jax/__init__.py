@@ -4,8 +4,12 @@ Letters in names of arrays, after an underscore, give their dimensions:
   b  batch      h  height     w  width      c  channels
   k  classes    f  features (the model's width, `dim`)
 so `image_bhwc` is a batch of images and `logits_bk` a score for every class.
+
+These names need nothing but JAX and Flax.
 """
 
 from convmixer_jax.model import ConvMixer
+from convmixer_jax.models import create_model
+from convmixer_jax.names import list_models
 
-__all__ = ["ConvMixer"]
+__all__ = ["ConvMixer", "create_model", "list_models"]

@@ -113,6 +113,11 @@ def restore(
   )
 
 
+def has_begun(workdir: pathlib.Path) -> bool:
+  """Whether the run has a checkpoint, readable or not."""
+  return bool(_steps(workdir))
+
+
 def resume(workdir: pathlib.Path, fresh: TrainState) -> tuple[TrainState, int]:
   """The newest state that can be read, or `fresh` and 0 where nothing was saved yet.
 
@@ -122,8 +127,7 @@ def resume(workdir: pathlib.Path, fresh: TrainState) -> tuple[TrainState, int]:
   Raises:
     UserError: as `restore` does.
   """
-  directory = _directory(workdir)
-  steps = [int(path.name) for path in directory.glob("*") if path.name.isdecimal()]
+  directory, steps = _directory(workdir), _steps(workdir)
   if not steps:
     return fresh, 0
   found, step = restore(workdir, _as_tree(fresh), fresh.step.sharding)
@@ -166,6 +170,10 @@ def _is_sound(checkpoint: pathlib.Path) -> bool:
 
 def _accuracy(metrics: dict[str, float]) -> float:
   return metrics["accuracy"]
+
+
+def _steps(workdir: pathlib.Path) -> list[int]:
+  return [int(path.name) for path in _directory(workdir).glob("*") if path.name.isdecimal()]
 
 
 def _directory(workdir: pathlib.Path) -> pathlib.Path:

@@ -24,6 +24,7 @@ def base() -> config_dict.ConfigDict:
   required = optional = config_dict.placeholder  # None until set; `_OPTIONAL` may stay so
   schema = config_dict.create(
     seed=0,
+    init_from=optional(str),  # weights to begin with: a file, a model's name, or a run's workdir
     **_images(),
     model=dict(
       dim=required(int),
@@ -54,6 +55,8 @@ def base() -> config_dict.ConfigDict:
       loss="mean",  # over the batch, or "sum"
       accumulate_steps=1,  # a batch's gradient comes from so many equal parts of it, in turn
       ema_decay=optional(float),  # keep and evaluate an average of the weights, too; None: none
+      backbone_rate=1.0,  # times the learning rate, for all layers but the head
+      freeze_backbone=False,  # train the head alone; BatchNorm is as in evaluation
     ),
     schedule=dict(
       name="onecycle",  # the authors'; "cosine", "optax_onecycle", "slanted_triangle", "constant"
@@ -115,8 +118,8 @@ def _images() -> dict[str, dict[str, Any]]:
 
 
 _OPTIONAL = """
-  data.data_dir data.test_split data.group_size augment.policy model.depthwise optimizer.clip_norm
-  optimizer.ema_decay run.max_steps
+  init_from data.data_dir data.test_split data.group_size augment.policy model.depthwise
+  optimizer.clip_norm optimizer.ema_decay run.max_steps
 """
 _CHOICES = {
   "data.crop": ("none", "random_resized"),
@@ -135,9 +138,9 @@ _CHOICES = {
 _POSITIVE = """
   data.image_size data.batch_size data.eval_batch_size data.group_size data.eval_crop_fraction
   model.dim model.kernel_size model.patch_size model.num_classes model.norm_epsilon
-  optimizer.learning_rate optimizer.eps optimizer.clip_norm optimizer.accumulate_steps run.epochs
-  run.max_steps run.log_every_steps run.eval_every_epochs run.checkpoint_every_steps
-  run.keep_checkpoints
+  optimizer.learning_rate optimizer.eps optimizer.clip_norm optimizer.accumulate_steps
+  optimizer.backbone_rate run.epochs run.max_steps run.log_every_steps run.eval_every_epochs
+  run.checkpoint_every_steps run.keep_checkpoints
 """
 _NOT_NEGATIVE = """
   seed model.depth augment.crop_padding augment.rotate augment.shift augment.jitter
@@ -198,6 +201,11 @@ def validate(config: config_dict.ConfigDict) -> None:
     raise UserError(
       f"config.augment.mean={config.augment.mean} and config.augment.std={config.augment.std} "
       "have to have one value for each channel"
+    )
+  if config.optimizer.freeze_backbone and config.init_from is None:
+    raise UserError(
+      "config.optimizer.freeze_backbone is True, but config.init_from is not set: a frozen backbone"
+      " has to come from somewhere"
     )
   _check_groups(config)
   if config.augment.policy is not None:

@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import config_dict
 
-from convmixer_jax import augment, checkpoint, inputs, metrics
+from convmixer_jax import augment, checkpoint, initial, inputs, metrics
 from convmixer_jax import config as config_lib
 from convmixer_jax import mesh as mesh_lib
 from convmixer_jax.model import ConvMixer
@@ -95,3 +95,17 @@ def evaluate_checkpoint(
   evaluator = Evaluator(config, mesh_lib.make_mesh(), config.data.eval_split)
   values, step = evaluator.of_checkpoint(workdir, step)
   return {"step": step, "split": "eval", **values}
+
+
+def evaluate_weights(config: config_dict.ConfigDict) -> dict[str, float | str]:
+  """The metrics of the weights `config.init_from` on the evaluation split, with its name.
+
+  Raises:
+    UserError: if a setting is wrong, or the weights do not fit it.
+  """
+  config_lib.validate(config)
+  weights = initial.read(config, with_head=True)  # first: data may take longer
+  mesh = mesh_lib.make_mesh()
+  evaluator = Evaluator(config, mesh, config.data.eval_split)
+  values = evaluator(jax.device_put(weights, mesh_lib.replicated(mesh)))
+  return {"init_from": config.init_from, "split": "eval", **values}

@@ -1,4 +1,7 @@
-"""The command `python -m convmixer_jax.main`: trains, or evaluates a checkpoint."""
+"""The command `python -m convmixer_jax.main`: trains, or evaluates a checkpoint.
+
+With --mode=eval, --config.init_from=WEIGHTS on the command line evaluates these instead.
+"""
 
 from collections.abc import Sequence
 import json
@@ -72,14 +75,19 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise UserError(f"{argv[1]!r} is not a flag: flags begin with --")
   # JAX is imported after the flags are known to be right, and not by data workers.
-  from convmixer_jax.evaluate import evaluate_checkpoint
+  from convmixer_jax.evaluate import evaluate_checkpoint, evaluate_weights
   from convmixer_jax.train import train
 
   options = flags.FLAGS
   name = pathlib.Path(config_flags.get_config_filename(options["config"])).stem
   workdir = pathlib.Path(options.workdir or pathlib.Path("runs") / name).expanduser()
   config = read_config(workdir)
-  if options.mode == "eval":
+  overrides = config_flags.get_override_values(options["config"])
+  if options.mode == "eval" and overrides.get("init_from"):
+    if options.step is not None:
+      raise UserError("--step names a checkpoint, but --config.init_from is what is evaluated")
+    print(json.dumps(evaluate_weights(config)))
+  elif options.mode == "eval":
     print(json.dumps(evaluate_checkpoint(config, workdir, options.step)))
   elif signum := train(config, workdir):
     sys.exit(128 + signum)

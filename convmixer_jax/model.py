@@ -20,6 +20,11 @@ LAYOUTS = ("bhwc", "cbhw")
 INITIALIZERS = ("torch", "glorot")
 
 
+def default_layout(platform: str, depthwise: str | None = None) -> str:
+  """The layout that is fastest on "cpu" or another platform with this `depthwise`."""
+  return "cbhw" if platform == "cpu" and depthwise != "native" else "bhwc"
+
+
 class Weights(nn.Module):
   """A layer's kernel and bias, drawn at random.
 
@@ -231,7 +236,11 @@ class ConvMixer(nn.Module):
 
     The arguments and errors are those of `features`.
     """
-    pooled_bf = _pool(self.features(image_bhwc, train))
+    return self.classify(self.features(image_bhwc, train), train)
+
+  def classify(self, feature_bhwf: jax.Array, train: bool = False) -> jax.Array:
+    """What `__call__` gives, from the map of `features`; `train` is for the dropout alone."""
+    pooled_bf = _pool(feature_bhwf)
     if not self.num_classes:
       return pooled_bf
     pooled_bf = self.head_dropout(pooled_bf, deterministic=not train)

@@ -107,6 +107,8 @@ def make_optimizer(
   eps: float = 1e-8,
   clip_norm: float | None = None,
   clip_each: bool = False,
+  backbone_rate: float = 1.0,
+  freeze_backbone: bool = False,
 ) -> optax.GradientTransformation:
   """Adam with clipping before it and a decay of the weights; by default PyTorch's AdamW.
 
@@ -122,15 +124,34 @@ def make_optimizer(
     b1, b2, eps: Adam's.
     clip_norm: greatest norm of the whole gradient, or None.
     clip_each: of each array of the gradient instead, see `clip_by_norm`.
+    backbone_rate: factor on the learning rate of all but the "head".
+    freeze_backbone: there is no update of all but the "head", and no state for it.
   """
   mask = None if decay == "all" else kernels_only
   clip = optax.identity() if clip_norm is None else clip_by_norm(clip_norm, clip_each)
-  adam, by_rate = optax.scale_by_adam(b1, b2, eps), optax.scale_by_learning_rate(schedule)
+  adam = optax.scale_by_adam(b1, b2, eps)
+  by_rate = optax.scale_by_learning_rate(schedule)
+  if backbone_rate != 1:
+    by_rate = optax.chain(by_rate, scale_backbone(backbone_rate))
   if decay_kind == "l2":
-    return optax.chain(optax.add_decayed_weights(weight_decay, mask), clip, adam, by_rate)
-  if decay_kind == "unscaled":
-    return optax.chain(clip, adam, by_rate, optax.add_decayed_weights(-weight_decay, mask))
-  return optax.chain(clip, adam, optax.add_decayed_weights(weight_decay, mask), by_rate)
+    chain = optax.chain(optax.add_decayed_weights(weight_decay, mask), clip, adam, by_rate)
+  elif decay_kind == "unscaled":
+    chain = optax.chain(clip, adam, by_rate, optax.add_decayed_weights(-weight_decay, mask))
+  else:
+    chain = optax.chain(clip, adam, optax.add_decayed_weights(weight_decay, mask), by_rate)
+  if not freeze_backbone:
+    return chain
+  return optax.partition({"backbone": optax.set_to_zero(), "head": chain}, _parts)
+
+
+def scale_backbone(factor: float) -> optax.GradientTransformation:
+  """Multiplies the updates of all but the "head"."""
+  return optax.partition({"backbone": optax.scale(factor), "head": optax.identity()}, _parts)
+
+
+def _parts(params: optax.Params) -> dict[str, str]:
+  """Which part of the model each of its layers is."""
+  return {name: "head" if name == "head" else "backbone" for name in params}
 
 
 def kernels_only(params: optax.Params) -> optax.Params:

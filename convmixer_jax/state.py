@@ -13,7 +13,7 @@ import optax
 from convmixer_jax import mesh as mesh_lib
 from convmixer_jax.depthwise import default_implementation
 from convmixer_jax.errors import UserError
-from convmixer_jax.model import ConvMixer
+from convmixer_jax.model import ConvMixer, default_layout
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def make_model(config: config_dict.ConfigDict, mesh: Mesh) -> ConvMixer:
       f'config.model.depthwise is "native", which is for CPUs, and this machine computes on '
       f"{platform}: leave it unset"
     )
-  layout = "cbhw" if platform == "cpu" and depthwise != "native" else "bhwc"
+  layout = default_layout(platform, depthwise)
   _log.info("on %s: maps lie as %s, depthwise convolution by %s", platform, layout, depthwise)
   settings = {**config.model, "dtype": jnp.dtype(config.model.dtype)}
   return ConvMixer(**settings, layout=layout, group_size=config.data.group_size)

@@ -12,11 +12,10 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 import optax
 
+from convmixer_jax import checkpoint, initial, inputs, metrics
 from convmixer_jax import config as config_lib
-from convmixer_jax import inputs, metrics
 from convmixer_jax import mesh as mesh_lib
 from convmixer_jax.augment import Augmentation
-from convmixer_jax.checkpoint import Checkpoints, resume
 from convmixer_jax.errors import UserError
 from convmixer_jax.evaluate import Evaluator
 from convmixer_jax.interrupt import Interrupt
@@ -39,6 +38,7 @@ def train_step(
   loss: str = "mean",
   accumulate_steps: int = 1,
   ema_decay: float | None = None,
+  freeze_backbone: bool = False,
   part_sharding: jax.sharding.Sharding | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One update on one global batch.
@@ -51,6 +51,8 @@ def train_step(
     loss: "mean" or "sum" over the batch.
     accumulate_steps: parts of the batch that go through the model one after the other.
     ema_decay: of the average `state.ema`, if there is one.
+    freeze_backbone: train the head alone: the other parameters and all running
+      statistics stay as they are, and the statistics are used as in evaluation.
     part_sharding: of the parts' arrays, if there are several.
 
   Returns:
@@ -60,8 +62,9 @@ def train_step(
   augment_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.step))
   image_bhwc, target_bk = augmentation(augment_key, batch["image"], batch["label"])
   arrays = (image_bhwc, target_bk, batch["mask"])
+  gradient_fn = _gradient_fn(model, loss, freeze_backbone)
   if accumulate_steps == 1:
-    gradients, (batch_stats, values) = _gradient_fn(model, loss)(
+    gradients, (batch_stats, values) = gradient_fn(
       state.params, state.batch_stats, dropout_key, *arrays
     )
   else:
@@ -69,12 +72,14 @@ def train_step(
     parts = jax.lax.with_sharding_constraint(parts, part_sharding) if part_sharding else parts
     keys = jax.random.split(dropout_key, accumulate_steps)
     gradients, (batch_stats, values) = _accumulate(
-      _gradient_fn(model, loss), state.params, state.batch_stats, keys, *parts
+      gradient_fn, state.params, state.batch_stats, keys, *parts
     )
     if loss == "mean":
       gradients = jax.tree.map(lambda g: g / accumulate_steps, gradients)
   updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
+  if freeze_backbone:  # adding 0 would turn -0 into 0
+    params = {**state.params, "head": params["head"]}
   ema = state.ema
   if ema_decay is not None:
     now = {"params": params, "batch_stats": batch_stats}
@@ -83,14 +88,20 @@ def train_step(
   return TrainState(state.step + 1, params, batch_stats, opt_state, state.key, ema), values
 
 
-def _gradient_fn(model: ConvMixer, loss: str) -> Callable[..., Any]:
+def _gradient_fn(model: ConvMixer, loss: str, freeze_backbone: bool) -> Callable[..., Any]:
   """(params, batch_stats, key, images, targets, mask) -> gradients, (batch_stats, sums)."""
+
+  def forward(module: ConvMixer, image_bhwc: jax.Array) -> jax.Array:
+    if not freeze_backbone:
+      return module(image_bhwc, train=True)
+    feature_bhwf = jax.lax.stop_gradient(module.features(image_bhwc))
+    return module.classify(feature_bhwf, train=True)
 
   def loss_fn(params, batch_stats, key, image_bhwc, target_bk, mask_b):
     logits_bk, updated = model.apply(
       {"params": params, "batch_stats": batch_stats},
       image_bhwc,
-      train=True,
+      method=forward,
       mutable=["batch_stats"],
       rngs={"dropout": key},
     )
@@ -151,6 +162,7 @@ class Experiment:
       steps_per_epoch=self.steps_per_epoch,
     )
     of_step = {name: settings.pop(name) for name in ("loss", "accumulate_steps", "ema_decay")}
+    of_step["freeze_backbone"] = settings["freeze_backbone"]
     self.optimizer = make_optimizer(self.schedule, **settings)
     self.train_step = jax.jit(
       functools.partial(
@@ -200,15 +212,23 @@ def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> int | None:
   """
   config_lib.validate(config)
   config_lib.check_resumable(config, workdir / "config.json")
+  weights = None
+  if config.init_from is not None and not checkpoint.has_begun(workdir):
+    weights = initial.read(config)
   experiment = Experiment(config)
   run, steps_per_epoch = config.run, experiment.steps_per_epoch
   last = run.epochs * steps_per_epoch
   last = last if run.max_steps is None else min(last, run.max_steps)
-  state, first = resume(workdir, experiment.fresh_state())
+  state, first = checkpoint.resume(workdir, experiment.fresh_state())
+  if weights is not None:
+    state = initial.begin(state, weights)
   if jax.process_index() == 0:
     config_lib.write_json(config, workdir / "config.json")
   _log.info("at step %d of %d, %d to the epoch", first, last, steps_per_epoch)
-  with Interrupt() as interrupt, Checkpoints(workdir, run.keep_checkpoints) as checkpoints:
+  with (
+    Interrupt() as interrupt,
+    checkpoint.Checkpoints(workdir, run.keep_checkpoints) as checkpoints,
+  ):
     batch_size = config.data.batch_size
     with Writer(workdir, first_step=first, total_steps=last, batch_size=batch_size) as writer:
 

@@ -56,7 +56,7 @@ def test_two_processes_at_once_leave_one_whole_library(tmp_path):
 
 def test_every_source_is_installed_with_the_package():
   settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-  assert settings["package-data"] == {"*": ["*.cc"]}
+  assert settings["package-data"] == {"*": ["*.cc", "*.txt"]}
   sources = list((ROOT / "convmixer_jax").rglob("*.cc"))
   assert {path.parent for path in sources} <= {
     ROOT / package.replace(".", "/") for package in settings["packages"]

@@ -1,0 +1,100 @@
+"""The named models: what their sizes are, and what a name or a file's name says."""
+
+import difflib
+from typing import Any
+
+from convmixer_jax.errors import UserError
+
+# Of the released models, whose names are timm's: dim, depth, kernel and patch, and the activation
+# (timm's `convmixer.py`; 768/32 was trained with ReLU, see the authors' README).
+_RELEASED = {
+  "convmixer_1536_20": (1536, 20, 9, 7, "gelu"),
+  "convmixer_768_32": (768, 32, 7, 7, "relu"),
+  "convmixer_1024_20_ks9_p14": (1024, 20, 9, 14, "gelu"),
+}
+# The paper's other models for ImageNet, and those for CIFAR-10 of the paper, the authors' script
+# and the replications: dim, depth, kernel and patch, all with GELU.
+_IMAGENET = (
+  (512, 12, 8, 7),
+  (512, 16, 8, 7),
+  (1024, 12, 8, 7),
+  (1024, 16, 9, 7),
+  (1536, 20, 3, 7),
+  (1536, 20, 9, 14),
+  (1536, 24, 9, 14),
+)
+_CIFAR10 = (
+  (128, 4, 8, 1),
+  (128, 8, 7, 2),
+  (128, 8, 8, 1),
+  (128, 12, 8, 1),
+  (256, 4, 8, 1),
+  (256, 8, 5, 2),
+  (256, 8, 7, 2),
+  (256, 8, 8, 1),
+  (256, 8, 9, 1),
+  (256, 12, 8, 1),
+  (256, 16, 8, 1),
+)
+
+
+def settings_of_models() -> dict[str, dict[str, Any]]:
+  """Of each model by its name, what `ConvMixer` needs: sizes, classes and activation.
+
+  A name is timm's for a released model, else `convmixer_DIM_DEPTH_ksKERNEL_pPATCH`, with 1000
+  classes, or that and `_cifar10`, with 10.
+  """
+  models = {name: _settings(*sizes, num_classes=1000) for name, sizes in _RELEASED.items()}
+  for suffix, num_classes, group in (("", 1000, _IMAGENET), ("_cifar10", 10, _CIFAR10)):
+    for dim, depth, kernel, patch in group:
+      name = f"convmixer_{dim}_{depth}_ks{kernel}_p{patch}{suffix}"
+      models[name] = _settings(dim, depth, kernel, patch, "gelu", num_classes=num_classes)
+  return models
+
+
+def _settings(
+  dim: int, depth: int, kernel: int, patch: int, activation: str, *, num_classes: int
+) -> dict[str, Any]:
+  sizes = {"dim": dim, "depth": depth, "kernel_size": kernel, "patch_size": patch}
+  return {**sizes, "num_classes": num_classes, "activation": activation}
+
+
+def list_models() -> list[str]:
+  """The names of all models, the released ones first."""
+  return list(settings_of_models())
+
+
+def list_released() -> list[str]:
+  """The names of the models with weights trained by the authors."""
+  return list(_RELEASED)
+
+
+def settings_of(name: str) -> dict[str, Any]:
+  """The settings of one model.
+
+  Raises:
+    UserError: if there is no such model, naming the nearest.
+  """
+  models = settings_of_models()
+  if name not in models:
+    raise UserError(f"{name!r} is no model; {nearest(name)}")
+  return models[name]
+
+
+def nearest(name: str) -> str:
+  """The end of an error message: names like this one, or all of them."""
+  found = difflib.get_close_matches(name.lower(), list_models(), n=3)
+  return f"did you mean {' or '.join(found)}?" if found else f"there are {', '.join(list_models())}"
+
+
+def activation_in(file_name: str, sizes: dict[str, int]) -> str | None:
+  """The activation of the model that a file's name tells, if its weights have that model's sizes.
+
+  Args:
+    file_name: such as "convmixer_768_32_ks7_p7_relu.pth.tar".
+    sizes: "dim", "depth", "kernel_size" and "patch_size" of the weights.
+  """
+  for name, settings in settings_of_models().items():
+    if name in file_name and all(settings[key] == value for key, value in sizes.items()):
+      return settings["activation"]
+  return None

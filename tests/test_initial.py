@@ -1,0 +1,180 @@
+import json
+import logging
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from convmixer_jax import augment, bundle, initial
+from convmixer_jax import config as config_lib
+from convmixer_jax import mesh as mesh_lib
+from convmixer_jax.checkpoint import resume
+from convmixer_jax.errors import UserError
+from convmixer_jax.evaluate import Evaluator, evaluate_checkpoint, evaluate_weights
+from convmixer_jax.model import ConvMixer
+from convmixer_jax.train import Experiment, train
+
+
+@pytest.fixture
+def config(configs):
+  """Two steps on the digits with a small model."""
+  config = config_lib.read(configs / "digits.py")
+  config.model.update(dim=8, depth=2, kernel_size=3, patch_size=2)
+  config.data.cache = "none"
+  config.run.update(epochs=1, max_steps=2)
+  return config
+
+
+def weights_file(path, num_classes):
+  """A model of that config with its own statistics, as a directory, and its variables."""
+  model = ConvMixer(8, 2, 3, 2, num_classes)
+  variables = model.init(jax.random.key(7), jnp.zeros((1, 8, 8, 1)))
+  stats = jax.tree.map(
+    lambda x: x + jax.random.uniform(jax.random.key(3), x.shape), variables["batch_stats"]
+  )
+  variables = {"params": variables["params"], "batch_stats": stats}
+  bundle.save(path, model, variables)
+  return str(path), variables
+
+
+def saved(config, workdir):
+  return resume(workdir, Experiment(config).fresh_state())[0]
+
+
+def assert_same_bits(a, b):
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+def without_head(params):
+  return {name: x for name, x in params.items() if name != "head"}
+
+
+def test_a_frozen_backbone_keeps_every_bit_and_the_head_learns(config, tmp_path):
+  config.init_from, variables = weights_file(tmp_path / "weights", 10)
+  # A weight of -0 is the one that adding 0 would change.
+  variables["params"]["stem"]["bias"] = jnp.full((8,), -0.0)
+  (tmp_path / "weights").rename(tmp_path / "old")
+  bundle.save(tmp_path / "weights", ConvMixer(8, 2, 3, 2, 10), variables)
+  config.optimizer.update(freeze_backbone=True, ema_decay=0.5)
+  config.model.dropout = 0.5
+  train(config, tmp_path / "run")
+  state = saved(config, tmp_path / "run")
+  assert_same_bits(without_head(state.params), without_head(variables["params"]))
+  assert_same_bits(state.batch_stats, variables["batch_stats"])
+  change = np.abs(state.params["head"]["kernel"] - variables["params"]["head"]["kernel"])
+  assert change.min() > 1e-6
+  # Adam's moments are those of the head alone.
+  moments = sum(x.size for x in jax.tree.leaves(state.opt_state))
+  assert moments < 3 * 90 < sum(x.size for x in jax.tree.leaves(state.params))
+
+
+def test_a_frozen_models_gradient_is_that_of_its_head_in_evaluation_mode(config, tmp_path):
+  config.init_from, variables = weights_file(tmp_path / "weights", 10)
+  config.optimizer.freeze_backbone = True
+  config.augment.crop_padding = 0
+  experiment = Experiment(config, mesh_lib.make_mesh(jax.devices()[:1]))
+  batch = next(experiment.batches.iterate(0, 1))
+  state = initial.begin(experiment.fresh_state(), variables)
+  _, values = experiment.train_step(state, experiment.feed(batch))
+
+  image_bhwc = augment.normalize(batch["image"], config.augment.mean, config.augment.std)
+  features = ConvMixer(8, 2, 3, 2, 10).apply(variables, image_bhwc, method="features").mean((1, 2))
+  head = variables["params"]["head"]
+  probability = jax.nn.softmax(features @ head["kernel"] + head["bias"][None])
+  error = (probability - jax.nn.one_hot(batch["label"], 10)) / 64
+  expected = np.sqrt(((features.T @ error) ** 2).sum() + (error.sum(0) ** 2).sum())
+  np.testing.assert_allclose(values["grad_norm"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("decay_kind", ["adamw", "l2"])
+def test_a_lower_rate_is_exactly_that_factor_in_the_first_update(config, tmp_path, decay_kind):
+  config.init_from, variables = weights_file(tmp_path / "weights", 10)
+  config.optimizer.update(decay_kind=decay_kind, learning_rate=0.5)
+  changes = {}
+  for rate in (1.0, 0.25):  # powers of 2, so that the products are exact
+    config.optimizer.backbone_rate = rate
+    experiment = Experiment(config, mesh_lib.make_mesh(jax.devices()[:1]))
+    state = initial.begin(experiment.fresh_state(), variables)
+    gradients = jax.tree.map(lambda x: jnp.ones_like(x) * 0.3, state.params)
+    updates, _ = experiment.optimizer.update(gradients, state.opt_state, state.params)
+    changes[rate] = updates
+  assert_same_bits(changes[1.0]["head"], changes[0.25]["head"])
+  quarter = jax.tree.map(lambda x: x * 0.25, without_head(changes[1.0]))
+  assert_same_bits(quarter, without_head(changes[0.25]))
+  assert np.abs(changes[1.0]["stem"]["kernel"]).min() > 0
+
+
+def test_a_head_of_another_size_is_new_and_the_rest_is_not(config, tmp_path, caplog):
+  caplog.set_level(logging.INFO, "convmixer_jax")
+  config.init_from, variables = weights_file(tmp_path / "weights", 7)
+  config.optimizer.update(learning_rate=1e-30, ema_decay=0.5, weight_decay=0.0)
+  train(config, tmp_path / "run")
+  assert "for a new head of 10 classes: it has 7" in caplog.text
+  fresh, state = Experiment(config).fresh_state(), saved(config, tmp_path / "run")
+  for params in (state.params, state.ema["params"]):
+    for part, expected in ((without_head(params), without_head(variables["params"])),
+                           (params["head"], fresh.params["head"])):  # fmt: skip
+      chex.assert_trees_all_close(part, expected, rtol=0, atol=1e-20)
+  assert json.loads((tmp_path / "run/config.json").read_text())["init_from"] == config.init_from
+
+
+def test_a_resumed_run_needs_the_weights_no_more_but_keeps_to_them(config, tmp_path):
+  config.init_from, _ = weights_file(tmp_path / "weights", 10)
+  train(config, tmp_path / "run")
+  (tmp_path / "weights").rename(tmp_path / "gone")
+  config.run.max_steps = 4
+  assert train(config, tmp_path / "run") is None
+  resumed = saved(config, tmp_path / "run")
+  (tmp_path / "gone").rename(tmp_path / "weights")
+  train(config, tmp_path / "whole")
+  assert_same_bits(resumed.params, saved(config, tmp_path / "whole").params)
+  config.init_from = "other"
+  with pytest.raises(UserError, match=r"config.init_from was '.*weights' and is 'other'"):
+    train(config, tmp_path / "run")
+
+
+def test_weights_are_evaluated_without_a_run(config, tmp_path):
+  """A run that begins with them and never moves has the same accuracy and loss."""
+  config.init_from, variables = weights_file(tmp_path / "weights", 10)
+  found = evaluate_weights(config)
+  assert (found.pop("init_from"), found.pop("split")) == (config.init_from, "eval")
+  assert found["num_examples"] == 360
+  assert found == Evaluator(config, mesh_lib.make_mesh(), "test")(variables)
+  config.optimizer.freeze_backbone = True
+  config.optimizer.update(learning_rate=1e-30, weight_decay=0.0)
+  train(config, tmp_path / "run")
+  assert found.items() <= evaluate_checkpoint(config, tmp_path / "run").items()
+
+
+@pytest.mark.parametrize(
+  ("settings", "message"),
+  [
+    ({"model.dim": 16}, "config.model.dim is 16, not 8"),
+    ({"model.patch_size": 4}, "config.model.patch_size is 4, not 2"),
+    ({"model.kernel_size": 5, "model.depth": 1}, "depth is 1, not 2; config.model.kernel_size is"),
+    ({"augment.mean": (0.5, 0.5, 0.5), "augment.std": (0.5, 0.5, 0.5)}, "is 3, not 1"),
+    ({"data.image_size": 9}, "patch_size is 2, which does not divide config.data.image_size=9"),
+  ],
+)
+def test_weights_that_do_not_fit_are_refused_before_any_work(config, tmp_path, settings, message):
+  config.init_from, _ = weights_file(tmp_path / "weights", 10)
+  config.update_from_flattened_dict(settings)
+  for work in (lambda: train(config, tmp_path / "run"), lambda: evaluate_weights(config)):
+    with pytest.raises(UserError, match=message):
+      work()
+  assert not (tmp_path / "run").exists()
+
+
+def test_another_head_cannot_be_evaluated(config, tmp_path):
+  config.init_from, _ = weights_file(tmp_path / "weights", 7)
+  with pytest.raises(UserError, match=r"config.model.num_classes is 10, not 7"):
+    evaluate_weights(config)
+
+
+def test_nothing_is_frozen_without_weights(config):
+  config.optimizer.freeze_backbone = True
+  with pytest.raises(UserError, match=r"config.init_from is not set"):
+    config_lib.validate(config)

@@ -1,0 +1,155 @@
+"""What docs/use.md and the README show is run, and does what they say."""
+
+import pathlib
+import re
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from convmixer_jax import ConvMixer
+from tests.plain_convmixer import PlainConvMixer
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def blocks(path):
+  """The Python in a page."""
+  return re.findall(r"```python\n(.*?)\n```", path.read_text(), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def shown():
+  """All names that the page's Python defines."""
+  names = {}
+  for block in blocks(ROOT / "docs" / "use.md"):
+    exec(block, names)
+  return names
+
+
+def trained_alike(variables):
+  """The variables with statistics and norms that are not those of the initialisation."""
+  keys = iter(jax.random.split(jax.random.key(5), 99))
+  moved = {
+    part: jax.tree.map(lambda x: x + jax.random.uniform(next(keys), x.shape), tree)
+    for part, tree in variables.items()
+  }
+  return moved
+
+
+def assert_close(a, b, tolerance=1e-5):
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
+
+
+def test_compiled_steps_with_donated_buffers_are_the_plain_ones(shown):
+  state = shown["params"], shown["batch_stats"], shown["opt_state"]
+  batch = shown["image_bhwc"], shown["label_b"]
+  first_loss = shown["loss_fn"](*state[:2], *batch)[0]
+  for _ in range(2):
+    *state, loss = shown["step"](*state, *batch)
+  np.testing.assert_allclose(shown["loss"], loss, rtol=1e-5)
+  assert loss < first_loss
+  assert_close(shown["state"][1], state[1])
+
+
+def test_recomputed_activations_give_the_same_gradient(shown):
+  arguments = (shown[name] for name in ("params", "batch_stats", "image_bhwc", "label_b"))
+  assert_close(shown["gradients"], jax.grad(shown["loss_fn"], has_aux=True)(*arguments)[0])
+
+
+def test_each_model_of_an_ensemble_is_itself(shown):
+  for i, key in enumerate(jax.random.split(jax.random.key(0), 3)):
+    variables = shown["model"].init(key, shown["image_bhwc"])
+    expected = shown["model"].apply(variables, shown["image_bhwc"])
+    np.testing.assert_allclose(shown["logits_ebk"][i], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_features_and_a_probe_on_them(shown):
+  pooled = np.asarray(shown["feature_bhwf"]).mean((1, 2))
+  np.testing.assert_allclose(shown["pooled_bf"], pooled, rtol=1e-5, atol=1e-6)
+  # Of a head of zeros, every class has the probability 1/5.
+  error = (0.2 - np.eye(5)[[0, 1, 2, 3]]) / 4
+  np.testing.assert_allclose(shown["head_gradient"], pooled.T @ error, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 32, 32, 3), (2, 48, 64, 3), (3, 8, 12, 13), (1, 4, 4, 1)])
+def test_other_sizes_and_channels_are_flaxs(shape):
+  settings = dict(dim=16, depth=2, kernel_size=3, patch_size=4, num_classes=10)
+  image_bhwc = jax.random.normal(jax.random.key(0), shape)
+  oracle = PlainConvMixer(**settings)
+  small = (1, 4, 4, shape[-1])  # initialised at another size
+  variables = trained_alike(ConvMixer(**settings).init(jax.random.key(0), jnp.zeros(small)))
+  found = ConvMixer(**settings).apply(variables, image_bhwc)
+  np.testing.assert_allclose(found, oracle.apply(variables, image_bhwc), rtol=1e-4, atol=1e-4)
+
+
+def test_shapes_and_dtypes_are_as_the_page_says(shown):
+  assert shown["feature_bhwf"].shape == (4, 8, 8, 16)
+  assert shown["logits_ebk"].shape == (3, 4, 10)
+  assert shown["satellite_variables"]["params"]["stem"]["kernel"].shape == (4, 4, 13, 16)
+  assert shown["bf16_logits_bk"].dtype == jnp.float32
+  exact = shown["model"].apply(shown["variables"], shown["image_bhwc"])
+  difference = np.abs(shown["bf16_logits_bk"] - exact).max()
+  assert 1e-5 < difference < 0.05  # it was computed in fewer digits, and not in too few
+
+
+def test_nnx_gives_the_same_logits_and_moves_the_same_statistics(shown):
+  model, nnx_model, image_bhwc = shown["model"], shown["nnx_model"], shown["image_bhwc"]
+  variables = {"params": shown["params"], "batch_stats": shown["batch_stats"]}
+  expected, updated = model.apply(variables, image_bhwc, train=True, mutable=["batch_stats"])
+  np.testing.assert_allclose(nnx_model(image_bhwc), model.apply(variables, image_bhwc), rtol=1e-6)
+  found = nnx_model(image_bhwc, train=True, mutable=["batch_stats"])
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+  stem = nnx.state(nnx_model, nnx.BatchStat)["stem_norm"]
+  np.testing.assert_allclose(
+    stem["mean"].get_value(), updated["batch_stats"]["stem_norm"]["mean"], rtol=1e-6
+  )
+
+
+def tweet():
+  """The README's short ConvMixer."""
+  (code,) = [b for b in blocks(ROOT / "README.md") if b.startswith("from flax.linen import *")]
+  return code
+
+
+def as_tweets(variables, depth):
+  """Our variables under the names that Flax gives to the short model's layers."""
+  layers = ["stem"]
+  for i in range(depth):
+    layers += [f"blocks_{i}/depthwise", f"blocks_{i}/pointwise"]
+
+  def at(tree, path):
+    for name in path.split("/"):
+      tree = tree[name]
+    return tree
+
+  params, stats = variables["params"], variables["batch_stats"]
+  renamed = {"params": {"Dense_0": params["head"]}, "batch_stats": {}}
+  for number, layer in enumerate(layers):
+    renamed["params"][f"Conv_{number}"] = at(params, layer)
+    renamed["params"][f"BatchNorm_{number}"] = at(params, f"{layer}_norm")
+    renamed["batch_stats"][f"BatchNorm_{number}"] = at(stats, f"{layer}_norm")
+  return renamed
+
+
+@pytest.mark.parametrize("kernel_size", [3, 4])
+def test_the_convmixer_that_fits_in_a_tweet_is_ours(kernel_size):
+  code = tweet()
+  assert len(code) <= 280
+  names = {}
+  exec(code, names)
+  image_bhwc = jax.random.normal(jax.random.key(1), (4, 12, 12, 3))
+  model = ConvMixer(8, 2, kernel_size, 2, 5)
+  variables = trained_alike(model.init(jax.random.key(0), image_bhwc))
+  short = names["ConvMixer"](8, 2, kernel_size, 2, 5)
+  theirs = as_tweets(variables, depth=2)
+  assert jax.tree.structure(short.init(jax.random.key(0), image_bhwc)) == jax.tree.structure(theirs)
+  np.testing.assert_allclose(
+    short.apply(theirs, image_bhwc), model.apply(variables, image_bhwc), rtol=1e-4, atol=1e-4
+  )
+  found, _ = short.apply(theirs, image_bhwc, 1, mutable=["batch_stats"])
+  expected, _ = model.apply(variables, image_bhwc, train=True, mutable=["batch_stats"])
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

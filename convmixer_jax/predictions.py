@@ -31,9 +31,9 @@ class Predictions:
     return np.bincount(pair_n, minlength=num_classes**2).reshape(num_classes, num_classes)
 
   def confused_pairs(self, count: int) -> list[tuple[int, int, int]]:
-    """The pairs (true class, predicted class, how often) that are wrong most often, at most `count`.
+    """The pairs (true class, predicted class, how often) that are wrong most often.
 
-    Those that are as frequent come in the order of their classes.
+    At most `count`; those that are as frequent come in the order of their classes.
     """
     wrong_n = self.label_n != self.predicted_n
     pairs = np.stack([self.label_n[wrong_n], self.predicted_n[wrong_n]], 1)

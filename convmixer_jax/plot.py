@@ -168,7 +168,7 @@ def _draw_answers(
   answers = report.answers_html(predictions, names, wrong)
   if len(names) > report.MATRIX_CLASSES:
     return {}, answers
-  right = f"{100 * predictions.accuracy():.2f} % of {len(predictions.label_n)} images are right"
+  right = f"{100 * predictions.accuracy():.2f} % of {len(predictions.label_n):,} images are right"
   matrix = predictions.confusion(len(names))
   drawn = figures.confusion(matrix, names, f"Evaluation, step {step}: {right}")
   return {"Confusion matrix": drawn}, answers

@@ -147,10 +147,10 @@ def answers_html(
   )
   count = int((predictions.label_n != predictions.predicted_n).sum())
   told = (
-    f"{count} of {len(predictions.label_n)} images are wrong. Below: the {len(wrong)} with the "
+    f"{count:,} of {len(predictions.label_n):,} images are wrong. Below: the {len(wrong)} with the "
     "highest probability of a wrong class, that first."
     if count
-    else f"None of the {len(predictions.label_n)} images is wrong."
+    else f"None of the {len(predictions.label_n):,} images is wrong."
   )
   return f'{table}<p>{told}</p><div class="mistakes">{mistakes}</div>'
 
@@ -236,7 +236,7 @@ def _png(image_hwc: np.ndarray) -> str:
 
 
 def _percent(probability: float) -> str:
-  return f"{100 * probability:.1f} %"
+  return f"{100 * probability:.1f}\N{NO-BREAK SPACE}%"
 
 
 def _text(text: str) -> str:

@@ -148,4 +148,5 @@ def _title(text: str, histories: Sequence[History]) -> str:
 def _epochs(axes: Axes) -> None:
   axes.set_xlabel("epoch")
   axes.set_xlim(left=0)
-  axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+  are_whole = axes.get_xlim()[1] > 3
+  axes.xaxis.set_major_locator(MaxNLocator(8, integer=are_whole, steps=[1, 2, 5, 10]))

@@ -14,7 +14,7 @@ def line(step, split, **values):
 RUN = History(
   "a",
   [
-    line(5, "train", loss=2.0, accuracy=0.25, learning_rate=0.01),
+    line(5, "train", loss=4.0, accuracy=0.25, learning_rate=0.01),
     line(10, "train", loss=1.0, accuracy=0.5, learning_rate=0.02),
     line(10, "eval", loss=1.5, accuracy=0.375),
     line(10, "eval_ema", loss=1.25, accuracy=0.4375),
@@ -30,7 +30,7 @@ def drawn(axes):
 def test_curves_are_the_metrics():
   loss, accuracy = figures.curves([RUN]).axes
   assert drawn(loss) == {
-    "a: train": ([0.5, 1.0], [2.0, 1.0]),
+    "a: train": ([0.5, 1.0], [4.0, 1.0]),
     "a: eval": ([1.0], [1.5]),
     "a: eval_ema": ([1.0], [1.25]),
     "a: test": ([1.0], [1.5]),
@@ -55,7 +55,9 @@ def test_runs_laid_over_each_other_are_told_apart(count):
 
 def test_a_loss_of_zero_and_no_lines_at_all():
   zero = History("zero", [line(10, "train", loss=0.0, accuracy=1.0)])
-  assert figures.curves([zero]).axes[0].get_yscale() == "linear"
+  loss = figures.curves([zero]).axes[0]
+  assert loss.get_yscale() == "linear"
+  assert loss.lines[0].get_marker() == "."  # it is all there is to see
   axes = figures.curves([History("new", [])]).axes[0]
   assert axes.texts[0].get_text() == "nothing recorded yet"
 

@@ -34,7 +34,7 @@ def curves(histories: Sequence[History]) -> Figure:
     loss.set(title="Loss", ylabel="cross-entropy [nats]")
     accuracy.set(title="Accuracy", ylabel="right answers [%]")
     drawn = np.concatenate([line.get_ydata() for line in loss.lines] or [[]])
-    if drawn.size and drawn.min() > 0:
+    if drawn.size and drawn.max() > 3 * drawn.min() > 0:
       loss.set_yscale("log")
       plain_log(loss.yaxis)
     for axes in (loss, accuracy):
@@ -86,6 +86,8 @@ def _draw_series(axes: Axes, histories: Sequence[History], key: str, factor: flo
       style, marker, width = _STYLES[split]
       epochs, values = history.series(split, key)
       if epochs:
+        if not marker and len(epochs) == 1:
+          marker = "."  # a line of one point would not be seen
         axes.plot(
           epochs,
           [factor * value for value in values],

@@ -5,13 +5,16 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import config_dict
+import numpy as np
 
 from convmixer_jax import augment, checkpoint, initial, inputs, metrics
 from convmixer_jax import config as config_lib
 from convmixer_jax import mesh as mesh_lib
 from convmixer_jax.model import ConvMixer
+from convmixer_jax.predictions import Predictions
 from convmixer_jax.state import make_model
 
 
@@ -29,6 +32,27 @@ def eval_step(
   return metrics.sums(logits_bk, target_bk, batch["mask"])
 
 
+def predict_step(
+  variables: Any,
+  batch: dict[str, jax.Array],
+  *,
+  model: ConvMixer,
+  mean: tuple[float, ...],
+  std: tuple[float, ...],
+) -> dict[str, jax.Array]:
+  """The mask of one batch, and the fields of `Predictions`, [b] each."""
+  logits_bk: Any = model.apply(variables, augment.normalize(batch["image"], mean, std))
+  probability_bk = jax.nn.softmax(logits_bk)
+  true_b1 = jnp.take_along_axis(probability_bk, batch["label"][:, None], 1)
+  return {
+    "mask": batch["mask"],
+    "label_n": batch["label"],
+    "predicted_n": logits_bk.argmax(-1),
+    "probability_n": probability_bk.max(-1),
+    "true_probability_n": true_b1[:, 0],
+  }
+
+
 class Evaluator:
   """One split of a config's data, and the compiled step over it.
 
@@ -44,12 +68,12 @@ class Evaluator:
   def __init__(self, config: config_dict.ConfigDict, mesh: Mesh, split: str):
     self.model = make_model(config, mesh)
     self.batches, self._feed = inputs.open_split(config, mesh, split, train=False)
-    self._image_size, self._workers = config.data.image_size, config.run.workers
-    self._replicated = mesh_lib.replicated(mesh)
-    step = functools.partial(
-      eval_step, model=self.model, mean=config.augment.mean, std=config.augment.std
-    )
-    self._step = jax.jit(step, out_shardings=self._replicated)
+    self._config, self._mesh, self._workers = config, mesh, config.run.workers
+    replicated = mesh_lib.replicated(mesh)
+    settings = {"model": self.model, "mean": config.augment.mean, "std": config.augment.std}
+    step, predict = (functools.partial(f, **settings) for f in (eval_step, predict_step))
+    self._step = jax.jit(step, out_shardings=replicated)
+    self._predict = jax.jit(predict, out_shardings=replicated)
 
   def __call__(self, variables: Any) -> dict[str, float]:
     """Loss and accuracies over the whole split, and "num_examples".
@@ -60,13 +84,32 @@ class Evaluator:
     Raises:
       AssertionError: if an example was left out or counted twice.
     """
-    batches = self.batches.iterate(0, len(self.batches), self._workers)
-    parts = [self._step(variables, self._feed(batch)) for batch in batches]
+    parts = self._parts(self._step, variables)
     # Fetched after the last batch is under way, and added up in Python's float64.
     totals = jax.tree.map(lambda *xs: sum(map(float, xs)), *jax.device_get(parts))
     examples = len(self.batches.source)
     assert totals["count"] == examples, (totals["count"], examples)
     return {**metrics.averages(totals), "num_examples": examples}
+
+  def predict(self, variables: Any) -> Predictions:
+    """The answers to all examples of the split, in their order.
+
+    Args:
+      variables: {"params", "batch_stats"} on the mesh.
+
+    Raises:
+      AssertionError: if an example was left out or counted twice.
+    """
+    parts = jax.device_get(self._parts(self._predict, variables))
+    fields = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    is_example = fields.pop("mask") > 0
+    assert is_example.sum() == len(self.batches.source), is_example.sum()
+    return Predictions(**{name: values[is_example] for name, values in fields.items()})
+
+  def _parts(self, step: Any, variables: Any) -> list[Any]:
+    """What `step` makes of each batch, still under way."""
+    batches = self.batches.iterate(0, len(self.batches), self._workers)
+    return [step(variables, self._feed(batch)) for batch in batches]
 
   def of_checkpoint(
     self, workdir: pathlib.Path, step: int | None = None
@@ -76,11 +119,24 @@ class Evaluator:
     Raises:
       UserError: if there is no such checkpoint.
     """
-    image_shape = (1, self._image_size, self._image_size, self.batches.source.channels)
-    image_bhwc = jax.ShapeDtypeStruct(image_shape, "float32")
-    like = jax.eval_shape(self.model.init, jax.random.key(0), image_bhwc)
-    variables, step = checkpoint.restore(workdir, like, self._replicated, step)
+    variables, step = restore_variables(self._config, self._mesh, workdir, step)
     return self(variables), step
+
+
+def restore_variables(
+  config: config_dict.ConfigDict, mesh: Mesh, workdir: pathlib.Path, step: int | None = None
+) -> tuple[Any, int]:
+  """{"params", "batch_stats"} of the newest checkpoint that can be read, or of `step`; its step.
+
+  It takes no data.
+
+  Raises:
+    UserError: if there is no such checkpoint.
+  """
+  size, channels = config.data.image_size, len(config.augment.mean)
+  image_bhwc = jax.ShapeDtypeStruct((1, size, size, channels), "float32")
+  like = jax.eval_shape(make_model(config, mesh).init, jax.random.key(0), image_bhwc)
+  return checkpoint.restore(workdir, like, mesh_lib.replicated(mesh), step)
 
 
 def evaluate_checkpoint(

@@ -8,6 +8,8 @@ import jax
 import tensorboardX
 import tqdm
 
+from convmixer_jax.history import read_lines
+
 
 class Writer:
   """Writes the metrics of a run; process 0 alone does.
@@ -26,7 +28,7 @@ class Writer:
     if not self._active:
       return
     path = workdir / "metrics.jsonl"
-    kept = [line for line in _read(path) if line["step"] <= first_step]
+    kept = [line for line in read_lines(path) if line["step"] <= first_step]
     self._written = {(line["split"], line["step"]) for line in kept}
     partial = path.with_suffix(".partial")
     partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
@@ -75,15 +77,3 @@ class Writer:
     """Moves the progress bar by one step."""
     if self._active:
       self._bar.update(self._batch_size)
-
-
-def _read(path: pathlib.Path) -> list[dict]:
-  """The lines that were written whole; a killed run may have left half of the last one."""
-  lines = path.read_text().splitlines() if path.exists() else []
-  whole = []
-  for line in lines:
-    try:
-      whole.append(json.loads(line))
-    except json.JSONDecodeError:
-      break
-  return whole

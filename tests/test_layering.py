@@ -39,10 +39,11 @@ def depth(name, graph=GRAPH):
 def test_imports_point_one_way_and_are_shallow():
   depths = {name: depth(name) for name in GRAPH}
   assert depths["main"] == max(depths.values())
-  for leaf in ("compiled", "errors", "metrics", "optim", "outline"):
+  for leaf in ("compiled", "errors", "metrics", "optim", "outline", "predictions"):
     assert depths[leaf] == 0, leaf
   assert GRAPH["depthwise"] <= {"compiled", "errors", "outline"}
   assert GRAPH["augment"] <= {"errors"}
+  assert GRAPH["figures"] == {"history"}
   assert "train" not in set().union(*(GRAPH[name] for name in GRAPH if name != "main"))
 
 
@@ -51,6 +52,12 @@ def test_what_images_go_through_knows_nothing_of_policies():
   assert graph["op"] == graph["rounding"] == set()
   assert graph["photometric"] == graph["geometric"] == {"op", "rounding"}
   assert depth("rand_augment", graph) == max(depth(name, graph) for name in graph)
+
+
+def test_only_the_drawings_know_matplotlib():
+  users = {path for path in PACKAGE.rglob("*.py") if "import matplotlib" in path.read_text()}
+  assert {path.parent for path in users} == {PACKAGE / "figures"}
+  assert [name for name in GRAPH if "figures" in GRAPH[name]] == ["plot"]
 
 
 def length(function):

@@ -1,0 +1,233 @@
+"""The command `python -m convmixer_jax.plot W [W2 ...]`: pictures and a report of each workdir.
+
+  python -m convmixer_jax.plot runs/digits
+  python -m convmixer_jax.plot runs/a runs/b --out=runs/a_and_b
+
+A workdir, of a run that goes on too or of a sweep, gets `plots/*.png`, `plots/*.svg` and
+`report.html`. The curves of several runs, laid over each other, go to `--out`.
+"""
+
+from collections.abc import Sequence
+import json
+import pathlib
+import sys
+from types import ModuleType
+from typing import Any
+
+from absl import app, flags
+from absl import logging as absl_logging
+import jax
+from ml_collections import config_dict
+import numpy as np
+
+from convmixer_jax import config as config_lib
+from convmixer_jax import data, report
+from convmixer_jax import mesh as mesh_lib
+from convmixer_jax.errors import UserError
+from convmixer_jax.evaluate import Evaluator, restore_variables
+from convmixer_jax.history import History, read_history, read_sweep
+from convmixer_jax.optim import make_schedule
+
+_MISTAKES = 24  # images in a report
+
+
+def planned(config: config_dict.ConfigDict, history: History) -> np.ndarray:
+  """The schedule as it is planned: epochs and learning rates, [at most 2000, 2].
+
+  Empty before the first line of a run's metrics, which tells the length of an epoch.
+  """
+  steps_per_epoch = history.steps_per_epoch()
+  if steps_per_epoch is None:
+    return np.zeros((0, 2))
+  schedule = make_schedule(
+    **config.schedule,
+    peak=config.optimizer.learning_rate,
+    epochs=config.run.epochs,
+    steps_per_epoch=steps_per_epoch,
+  )
+  last = config.run.epochs * steps_per_epoch - 1
+  update_n = np.unique(np.linspace(0, last, 2000).round().astype(np.int32))
+  rate_n = jax.vmap(schedule)(update_n)
+  return np.stack([(update_n + 1) / steps_per_epoch, np.asarray(rate_n)], 1)
+
+
+def draw_run(workdir: pathlib.Path, *, with_report: bool = True) -> list[pathlib.Path]:
+  """Writes the pictures of a run and, if wanted, its report; returns the files.
+
+  What a run does not have yet (a checkpoint), or what is not here (its data), is
+  left out, and the report says so.
+
+  Raises:
+    UserError: if `workdir` is not that of a run, or matplotlib is missing.
+  """
+  figures = _figures()
+  config = config_lib.read_json(workdir / "config.json")
+  history = read_history(workdir)
+  pictures = {"Curves": figures.curves([history])}
+  if len(plan := planned(config, history)):
+    pictures["Learning rate"] = figures.schedule([history], [plan])
+  answers, notes = "", []
+  m = config.model
+  summary = {
+    "model": f"ConvMixer-{m.dim}/{m.depth}, kernel {m.kernel_size}, patch {m.patch_size}, "
+    f"{m.activation}",
+    "data": f"{config.data.dataset}, {config.data.image_size} pixels, {m.num_classes} classes",
+    "planned": f"{config.run.epochs} epochs",
+  }
+  try:
+    mesh = mesh_lib.make_mesh()
+    variables, step = restore_variables(config, mesh, workdir)
+    count = sum(x.size for x in jax.tree.leaves(variables["params"]))
+    summary |= {"parameters": f"{count:,}", "checkpoint": f"step {step}, the newest readable one"}
+    pictures |= _draw_weights(figures, variables["params"], f"{history.name}, step {step}")
+    if with_report:
+      evaluator = Evaluator(config, mesh, config.data.eval_split)
+      drawn, answers = _draw_answers(figures, evaluator, variables, step)
+      pictures |= drawn
+  except UserError as error:
+    notes.append(f"Not all of this report could be made: {error}")
+    print(f"note: {workdir}: {error}", file=sys.stderr)
+  files = _save(figures, pictures, workdir / "plots")
+  if with_report:
+    page = report.run_report(
+      history,
+      config_lib.flatten(json.loads(config_lib.to_json(config))),
+      summary=summary,
+      pictures={title: figures.to_svg(figure) for title, figure in pictures.items()},
+      notes=notes,
+      answers=answers,
+      pixelated=config.data.image_size < 64,
+    )
+    files.append(_write(workdir / "report.html", page))
+  return files
+
+
+def draw_sweep(workdir: pathlib.Path, *, with_report: bool = True) -> list[pathlib.Path]:
+  """Writes the pictures of a sweep's finished runs and, if wanted, a report; returns the files.
+
+  Raises:
+    UserError: if no run is finished yet, or matplotlib is missing.
+  """
+  figures = _figures()
+  sweep, name = read_sweep(workdir), workdir.absolute().name
+  histories = [read_history(workdir / path, label) for path, label in sweep.directories.items()]
+  pictures = {
+    "Accuracy": figures.sweep(sweep, f"Sweep {name}"),
+    "Curves": figures.curves(histories),
+  }
+  files = _save(figures, pictures, workdir / "plots")
+  if with_report:
+    drawn = {title: figures.to_svg(figure) for title, figure in pictures.items()}
+    files.append(_write(workdir / "report.html", report.sweep_report(name, sweep, drawn)))
+  return files
+
+
+def draw_together(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> list[pathlib.Path]:
+  """Writes curves and learning rates of several runs, laid over each other; returns the files.
+
+  Raises:
+    UserError: if a directory is not that of a run, or matplotlib is missing.
+  """
+  figures = _figures()
+  short = [path.absolute().name for path in workdirs]
+  names = short if len(set(short)) == len(short) else [str(path) for path in workdirs]
+  histories = [read_history(path, name) for path, name in zip(workdirs, names, strict=True)]
+  configs = [config_lib.read_json(path / "config.json") for path in workdirs]
+  plans = [planned(*pair) for pair in zip(configs, histories, strict=True)]
+  pictures = {
+    "Curves": figures.curves(histories),
+    "Learning rate": figures.schedule(histories, plans),
+  }
+  return _save(figures, pictures, out)
+
+
+def _draw_weights(figures: ModuleType, params: Any, title: str) -> dict[str, Any]:
+  depth = sum(name.startswith("blocks_") for name in params)
+  kernels = [
+    np.asarray(params[f"blocks_{i}"]["depthwise"]["kernel"])[:, :, 0] for i in range(depth)
+  ]
+  drawn = {"Patch embedding": figures.patch_filters(np.asarray(params["stem"]["kernel"]), title)}
+  if kernels:
+    drawn["Depthwise kernels"] = figures.depthwise_kernels(kernels, title)
+  return drawn
+
+
+def _draw_answers(
+  figures: ModuleType, evaluator: Evaluator, variables: Any, step: int
+) -> tuple[dict[str, Any], str]:
+  """The confusion matrix, unless of many classes, and HTML of the mistakes."""
+  predictions = evaluator.predict(variables)
+  source = evaluator.batches.source
+  names = list(source.class_names)
+  chosen = predictions.confidently_wrong(_MISTAKES)
+  images, _ = data.read(source, evaluator.batches.preprocess, chosen, [None] * len(chosen))
+  wrong = [
+    (int(index), image, source.describe(int(index)))
+    for index, image in zip(chosen, images, strict=True)
+  ]
+  answers = report.answers_html(predictions, names, wrong)
+  if len(names) > report.MATRIX_CLASSES:
+    return {}, answers
+  right = f"{100 * predictions.accuracy():.2f} % of {len(predictions.label_n):,} images are right"
+  matrix = predictions.confusion(len(names))
+  drawn = figures.confusion(matrix, names, f"Evaluation, step {step}: {right}")
+  return {"Confusion matrix": drawn}, answers
+
+
+def _figures() -> ModuleType:
+  """The drawings; imported here, because they alone need matplotlib."""
+  try:
+    from convmixer_jax import figures
+  except ModuleNotFoundError as error:
+    if error.name is None or error.name.partition(".")[0] != "matplotlib":
+      raise
+    raise UserError("pictures need matplotlib: pip install 'convmixer-jax[plot]'") from None
+  return figures
+
+
+def _save(
+  figures: ModuleType, pictures: dict[str, Any], directory: pathlib.Path
+) -> list[pathlib.Path]:
+  named = {title.lower().replace(" ", "_"): figure for title, figure in pictures.items()}
+  return [path for name, figure in named.items() for path in figures.save(figure, directory, name)]
+
+
+def _write(path: pathlib.Path, text: str) -> pathlib.Path:
+  partial = path.with_suffix(".partial")
+  partial.write_text(text, encoding="utf-8")
+  partial.replace(path)
+  return path
+
+
+def main(argv: Sequence[str]) -> None:
+  """Draws the workdirs in the arguments, and prints the files that it wrote."""
+  if not flags.FLAGS["verbosity"].present:
+    absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax tells much about each read
+  workdirs = [pathlib.Path(argument).expanduser() for argument in argv[1:]]
+  if not workdirs:
+    raise UserError("which run? Give its directory: python -m convmixer_jax.plot runs/digits")
+  with_report = flags.FLAGS.report
+  runs = [path for path in workdirs if not (path / "sweep.jsonl").exists()]
+  for path in runs:
+    config_lib.read_json(path / "config.json")  # an error before any work
+  files = []
+  for path in workdirs:
+    draw = draw_run if path in runs else draw_sweep
+    files += draw(path, with_report=with_report)
+  if len(runs) > 1:
+    files += draw_together(runs, pathlib.Path(flags.FLAGS.out).expanduser())
+  print("\n".join(map(str, files)))
+
+
+def run() -> None:
+  """The entry point: mistakes of the user's end in one line and exit code 1."""
+  flags.DEFINE_boolean("report", True, "Write report.html, for which the run is evaluated.")
+  flags.DEFINE_string("out", "runs/plots", "Gets the pictures of several runs together.")
+  try:
+    app.run(main)
+  except UserError as error:
+    sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+  run()

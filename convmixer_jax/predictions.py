@@ -1,0 +1,47 @@
+"""A classifier's answers on a split, and where they are wrong."""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+  """The answer to each of n examples of a split.
+
+  Attributes:
+    label_n: true classes, int32 [n].
+    predicted_n: most probable classes, int32 [n]; the lowest one in a tie.
+    probability_n: of the predicted class, in [0, 1], float32 [n].
+    true_probability_n: of the true class, likewise.
+  """
+
+  label_n: np.ndarray
+  predicted_n: np.ndarray
+  probability_n: np.ndarray
+  true_probability_n: np.ndarray
+
+  def accuracy(self) -> float:
+    """The share of right answers."""
+    return float((self.label_n == self.predicted_n).mean())
+
+  def confusion(self, num_classes: int) -> np.ndarray:
+    """How often class k was taken for class l: int [k, l], true classes in rows."""
+    pair_n = self.label_n.astype(np.int64) * num_classes + self.predicted_n
+    return np.bincount(pair_n, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+  def confused_pairs(self, count: int) -> list[tuple[int, int, int]]:
+    """The pairs (true class, predicted class, how often) that are wrong most often.
+
+    At most `count`; those that are as frequent come in the order of their classes.
+    """
+    wrong_n = self.label_n != self.predicted_n
+    pairs = np.stack([self.label_n[wrong_n], self.predicted_n[wrong_n]], 1)
+    unique, times = np.unique(pairs, axis=0, return_counts=True)
+    order = np.argsort(-times, kind="stable")[:count]
+    return [(int(unique[i, 0]), int(unique[i, 1]), int(times[i])) for i in order]
+
+  def confidently_wrong(self, count: int) -> np.ndarray:
+    """The examples that are wrong with the highest probability, that first: int [<= count]."""
+    (wrong,) = np.nonzero(self.label_n != self.predicted_n)
+    return wrong[np.argsort(-self.probability_n[wrong], kind="stable")][:count]

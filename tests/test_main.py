@@ -80,6 +80,30 @@ def test_settings_that_make_no_sense_together_with_a_finished_run(tmp_path):
   assert "--step=2 is not in" in missing.stderr
 
 
+def test_weights_are_evaluated_only_when_the_command_line_says_so(tmp_path):
+  """The run's own checkpoint has moved away from the weights that it began with."""
+  start, run = tmp_path / "start", tmp_path / "run"
+  first = main(f"--workdir={start}", *SMALL, "--config.run.max_steps=2", devices=1)
+  assert first.returncode == 0, first.stderr
+  begin = f"--config.init_from={start}"
+  tuned = main(f"--workdir={run}", *SMALL, begin, "--config.run.max_steps=2", devices=1)
+  assert tuned.returncode == 0, tuned.stderr
+
+  def evaluation(*arguments):
+    found = main("--mode=eval", f"--workdir={run}", *arguments, devices=1)
+    assert found.returncode == 0, found.stderr
+    return json.loads(found.stdout)
+
+  lines = [(p / "metrics.jsonl").read_text().splitlines()[-1] for p in (start, run)]
+  weights, checkpoint = (json.loads(line)["loss"] for line in lines)
+  assert evaluation()["loss"] == checkpoint != weights
+  found = evaluation(begin)
+  assert (found["loss"], found["init_from"]) == (weights, str(start))
+  refused = main("--mode=eval", f"--workdir={run}", begin, "--step=2")
+  assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+  assert "--step names a checkpoint" in refused.stderr
+
+
 def test_importing_the_model_is_light():
   """It takes no device, and none of what only training needs."""
   code = (

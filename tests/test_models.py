@@ -1,3 +1,7 @@
+import pathlib
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +11,7 @@ from convmixer_jax import ConvMixer, create_model, list_models
 from convmixer_jax.errors import UserError
 from convmixer_jax.names import list_released, settings_of
 
+ROOT = pathlib.Path(__file__).parents[1]
 # Trainable parameters as instantiated in PyTorch and timm.
 COUNTS = {
   "convmixer_1536_20": 51_625_960,
@@ -72,3 +77,28 @@ def test_wrong_names_and_overrides_are_refused():
     create_model(SMALL, activation="swish")
   with pytest.raises(TypeError, match="kernel"):
     create_model(SMALL, kernel=3)
+
+
+# What the project, but neither JAX nor Flax, depends on.
+NOT_NEEDED = """
+  PIL array_record grain huggingface_hub ml_collections safetensors simplejpeg sklearn
+  tensorboardX tensorflow tensorflow_datasets torch tqdm
+"""
+
+
+def test_jax_and_flax_are_enough(tmp_path):
+  code = f"""
+import sys
+for name in {NOT_NEEDED.split()}:
+  sys.modules[name] = None
+import jax.numpy as jnp
+import convmixer_jax
+model, variables = convmixer_jax.create_model("{SMALL}", num_classes=3, depth=1)
+assert model.apply(variables, jnp.zeros((2, 4, 4, 3))).shape == (2, 3)
+from convmixer_jax import pretrained
+for ending in ("pth", "safetensors"):
+  model, variables = pretrained.load(f"tests/golden/pretrained_gelu_odd.{{ending}}")
+pretrained.save_torch({str(tmp_path / "a.safetensors")!r}, model, variables)
+"""
+  subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+  assert (tmp_path / "a.safetensors").exists()

@@ -254,23 +254,26 @@ def torch_global(module, name):
   return type(name, (), {"__module__": module, "__qualname__": name})
 
 
-def torch_file(path, value, compression=zipfile.ZIP_STORED, entry="model/data.pkl", **entries):
+def torch_file(path, value, compression=zipfile.ZIP_STORED, instructions=None, **entries):
   """What `torch.save` writes for `value`, with one storage of four numbers."""
   stream = io.BytesIO()
-  TorchPickler(stream, protocol=2).dump(value)
+  if instructions is None:
+    TorchPickler(stream, protocol=2).dump(value)
+  else:
+    stream.write(instructions)
   entries = {"data/0": np.arange(4, dtype=np.float32).tobytes(), **entries}
   with zipfile.ZipFile(path, "w", compression) as archive:
-    archive.writestr(entry, stream.getvalue())
+    archive.writestr("model/data.pkl", stream.getvalue())
     for name, data in entries.items():
       archive.writestr(f"model/{name}", data)
   return path
 
 
 def test_tensors_are_read_as_views_of_their_storage(tmp_path):
-  weights = {"a": Tensor(Storage(), 0, (2, 2), (1, 2)), "b": [Tensor(Storage(), 3, (), ())]}
+  weights = {"a": Tensor(Storage(), 0, (2, 2), (1, 2)), "b": {"c": Tensor(Storage(), 3, (), ())}}
   found = pretrained.pickled.read(torch_file(tmp_path / "a.pth", weights))
   np.testing.assert_array_equal(found["a"], [[0, 2], [1, 3]])
-  np.testing.assert_array_equal(found["b"][0], 3)
+  np.testing.assert_array_equal(found["b"]["c"], 3)
 
 
 WRONG_FILES = {
@@ -333,6 +336,14 @@ WRONG_FILES = {
   "a list among weights": (
     lambda path: torch_file(path, {"stem.0.weight": [1]}),
     "does not fit: it holds no weights by name: 'stem.0.weight' is a list",
+  ),
+  "fills the memory": (
+    lambda path: torch_file(path, {}, instructions=b"\x80\x02}r\xff\xff\xff\xff."),
+    "damaged data.pkl: ValueError: the index 4294967295",
+  ),
+  "a later protocol": (
+    lambda path: torch_file(path, {}, instructions=b"\x80\x04\x8e\0\0\0\0\0\0\0\0."),
+    "damaged data.pkl: ValueError: the instruction BINBYTES8",
   ),
   "beyond the storage": (
     lambda path: torch_file(path, {"a": Tensor(Storage(), 1, (4,), (1,))}),

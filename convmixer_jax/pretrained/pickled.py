@@ -11,6 +11,7 @@ import io
 import math
 import pathlib
 import pickle
+import pickletools
 from typing import Any, NamedTuple
 import zipfile
 
@@ -32,6 +33,12 @@ _STORAGES: dict[str, Any] = {
   "ByteStorage": "u1",
   "BoolStorage": "?",
 }
+# What pickles of protocol 2 consist of.
+_INSTRUCTIONS = """
+  APPEND APPENDS BINFLOAT BINGET BININT BININT1 BININT2 BINPERSID BINPUT BINUNICODE BUILD
+  EMPTY_DICT EMPTY_LIST EMPTY_SET EMPTY_TUPLE GLOBAL LONG1 LONG_BINGET LONG_BINPUT MARK NEWFALSE
+  NEWOBJ NEWTRUE NONE PROTO REDUCE SETITEM SETITEMS SHORT_BINSTRING STOP TUPLE TUPLE1 TUPLE2 TUPLE3
+"""
 
 
 class _Tensor(NamedTuple):
@@ -51,7 +58,9 @@ class _Storage(NamedTuple):
 
 
 def read(path: pathlib.Path) -> Any:
-  """What was saved: containers and numbers as they were, tensors as read-only NumPy arrays.
+  """What was saved, with read-only NumPy arrays for tensors, in a dictionary of dictionaries too.
+
+  What is in other containers or deeper, such as an optimiser's state, is left unread.
 
   Raises:
     UserError: if the file is damaged, is no such file, or its pickle asks for more than tensors.
@@ -59,7 +68,7 @@ def read(path: pathlib.Path) -> Any:
   try:
     with zipfile.ZipFile(path) as archive:
       return _Reader(path, archive).read()
-  except (zipfile.BadZipFile, EOFError) as error:
+  except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, ValueError) as error:
     raise UserError(f"{path} is truncated or damaged: {error}") from None
 
 
@@ -79,8 +88,10 @@ class _Reader:
       order = self._entry("byteorder")
       if order != b"little":
         raise UserError(f"{self._path} has numbers in {order!r} byte order; only little is read")
+    pickled = self._entry("data.pkl")
     try:
-      return self._with_arrays(_Unpickler(io.BytesIO(self._entry("data.pkl"))).load())
+      _check_instructions(pickled)
+      return self._with_arrays(_Unpickler(io.BytesIO(pickled)).load())
     except _RefusedError as error:
       raise UserError(
         f"{self._path} asks for {error}, which is no part of weights and may run code; it was not "
@@ -93,14 +104,11 @@ class _Reader:
         f"{self._path} has a damaged data.pkl: {type(error).__name__}: {error}"
       ) from None
 
-  def _with_arrays(self, value: Any) -> Any:
-    """The same containers, with arrays for tensors."""
+  def _with_arrays(self, value: Any, depth: int = 2) -> Any:
     if isinstance(value, _Tensor):
       return self._array(value)
-    if isinstance(value, dict):
-      return {key: self._with_arrays(item) for key, item in value.items()}
-    if type(value) in (list, tuple):
-      return type(value)(self._with_arrays(item) for item in value)
+    if isinstance(value, dict) and depth:
+      return {key: self._with_arrays(item, depth - 1) for key, item in value.items()}
     return value
 
   def _array(self, tensor: _Tensor) -> np.ndarray:
@@ -127,6 +135,15 @@ class _Reader:
     if info.compress_type != zipfile.ZIP_STORED:  # else a small file could fill the memory
       raise UserError(f"{self._path} is compressed, which PyTorch's files are not")
     return self._archive.read(info)
+
+
+def _check_instructions(pickled: bytes) -> None:
+  """Raises ValueError for instructions that `torch.save` does not use, or that fill the memory."""
+  for instruction, argument, _ in pickletools.genops(pickled):
+    if instruction.name not in _INSTRUCTIONS.split():
+      raise ValueError(f"the instruction {instruction.name}")
+    if instruction.name == "LONG_BINPUT" and (argument or 0) > len(pickled):
+      raise ValueError(f"the index {argument}")
 
 
 class _RefusedError(Exception):

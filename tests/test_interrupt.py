@@ -8,7 +8,10 @@ from convmixer_jax.interrupt import Interrupt
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_the_first_signal_is_noted_and_the_second_has_its_usual_effect(signum):
-  before = signal.getsignal(signal.SIGINT)
+  original = signal.getsignal(signal.SIGINT)
+  # A shell that starts the tests in the background has them ignore it.
+  before = signal.default_int_handler
+  signal.signal(signal.SIGINT, before)
   with Interrupt() as interrupt:
     assert interrupt.signum is None
     os.kill(os.getpid(), signum)
@@ -16,3 +19,4 @@ def test_the_first_signal_is_noted_and_the_second_has_its_usual_effect(signum):
     with pytest.raises(KeyboardInterrupt):
       os.kill(os.getpid(), signal.SIGINT)
   assert signal.getsignal(signal.SIGINT) is before
+  signal.signal(signal.SIGINT, original)

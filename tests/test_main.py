@@ -69,6 +69,7 @@ def test_mistakes_get_one_clear_message_before_any_work(tmp_path, arguments, mes
   assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_settings_that_make_no_sense_together_with_a_finished_run(tmp_path):
   first = main(f"--workdir={tmp_path}", *SMALL, "--config.run.max_steps=3")
   assert first.returncode == 0, first.stderr
@@ -80,6 +81,7 @@ def test_settings_that_make_no_sense_together_with_a_finished_run(tmp_path):
   assert "--step=2 is not in" in missing.stderr
 
 
+@pytest.mark.slow
 def test_weights_are_evaluated_only_when_the_command_line_says_so(tmp_path):
   """The run's own checkpoint has moved away from the weights that it began with."""
   start, run = tmp_path / "start", tmp_path / "run"

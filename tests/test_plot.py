@@ -29,6 +29,7 @@ from convmixer_jax.train import train
 from tests.test_checkpoint import truncate
 
 ROOT = pathlib.Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
 DIGITS = ROOT / "configs" / "digits.py"
 
 

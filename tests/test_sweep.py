@@ -65,6 +65,7 @@ def test_table_averages_over_seeds():
   ]
 
 
+@pytest.mark.slow
 def test_a_sweep_from_the_command_line_goes_on_where_it_was(tmp_path):
   command = [sys.executable, "-m", "convmixer_jax.sweep", f"--config={DIGITS}"]
   command += [f"--workdir={tmp_path}", "--over=model.dim=4,8", "--over=model.depth=0"]

@@ -13,6 +13,7 @@ from convmixer_jax import ConvMixer
 from tests.plain_convmixer import PlainConvMixer
 
 ROOT = pathlib.Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
 
 
 def blocks(path):

@@ -1,5 +1,6 @@
 import io
 import logging
+import os
 import pathlib
 import pickle
 import sys
@@ -221,7 +222,7 @@ class Runs:
     self.path = str(path)
 
   def __reduce__(self):
-    return pathlib.os.mkdir, (self.path,)
+    return os.mkdir, (self.path,)
 
 
 class TorchPickler(pickle._Pickler):

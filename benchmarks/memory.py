@@ -21,7 +21,7 @@ from convmixer_jax import mesh as mesh_lib
 from convmixer_jax.inputs import make_augmentation
 from convmixer_jax.optim import make_optimizer, make_schedule
 from convmixer_jax.state import create_state, make_model
-from convmixer_jax.train import train_step
+from convmixer_jax.step import train_step
 from tests.plain_convmixer import PlainConvMixer
 
 

@@ -5,7 +5,7 @@ Commands, after `pip install -e '.[torch]'`, from the repository's root:
     [--json=FILE]
   python -m benchmarks.whole_model --mode=inference
 
-A train step is that of `convmixer_jax.train` without augmentation, on both sides with AdamW.
+A train step is that of `convmixer_jax.step` without augmentation, on both sides with AdamW.
 "ratio" is the time of PyTorch's fastest row over the row's, the median over rounds. --compile
 adds torch.compile, which needs a C++ compiler; --plain adds our model with XLA's own
 convolution, which takes minutes. --nonative leaves out the rows that need a C++ compiler.
@@ -27,7 +27,7 @@ from convmixer_jax import mesh as mesh_lib
 from convmixer_jax.augment import Augmentation
 from convmixer_jax.optim import make_optimizer
 from convmixer_jax.state import create_state
-from convmixer_jax.train import train_step
+from convmixer_jax.step import train_step
 from tests.golden.torch_convmixer import conv_mixer
 
 # dim, depth, kernel, patch, activation, batch, image size

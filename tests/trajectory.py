@@ -12,7 +12,7 @@ from convmixer_jax import ConvMixer
 from convmixer_jax.augment import Augmentation
 from convmixer_jax.optim import make_optimizer, make_schedule
 from convmixer_jax.state import TrainState
-from convmixer_jax.train import train_step
+from convmixer_jax.step import train_step
 
 EPOCHS, STEPS_PER_EPOCH, BATCH, CLASSES = 5, 4, 16, 7
 RECIPES = {

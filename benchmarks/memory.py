@@ -30,14 +30,9 @@ def measure(name: str, model, config) -> None:
   schedule = make_schedule("onecycle", peak=0.01, epochs=150, steps_per_epoch=2001)
   optimizer = make_optimizer(schedule, weight_decay=2e-5, decay="kernels", clip_norm=1.0)
   size, batch_size = config.data.image_size, flags.FLAGS.batch_size
+  mesh = mesh_lib.make_mesh(jax.devices()[:1])
   state = jax.eval_shape(
-    lambda: create_state(
-      model,
-      optimizer,
-      mesh_lib.make_mesh(jax.devices()[:1]),
-      seed=0,
-      image_shape=(size, size, 3),
-    )
+    lambda: create_state(model, optimizer, mesh, seed=0, image_shape=(size, size, 3))
   )
   batch = {
     "image": jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8),
@@ -49,7 +44,7 @@ def measure(name: str, model, config) -> None:
     model=model,
     optimizer=optimizer,
     schedule=schedule,
-    augmentation=make_augmentation(config),
+    augmentation=make_augmentation(config, mesh),
   )
   start = time.perf_counter()
   compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()

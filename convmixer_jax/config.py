@@ -14,9 +14,9 @@ from ml_collections import config_dict
 
 from convmixer_jax.errors import UserError
 
-# What a run may change when it is resumed: how long it is, how it is watched
-# and how its data are read. Every other section decides the result.
-FREE_SECTION = "run"
+# What a run may change when it is resumed: how long it is, how it is watched, how its data are
+# read, and on which devices it lies. Every other section decides the result.
+FREE_SECTIONS = ("run", "parallel")
 
 
 def base() -> config_dict.ConfigDict:
@@ -71,6 +71,11 @@ def base() -> config_dict.ConfigDict:
       checkpoint_every_steps=1000,  # besides one after each evaluation
       keep_checkpoints=2,  # the newest ones, besides the most accurate
       workers=0,  # processes that decode, at most one a core; 0: threads
+    ),
+    parallel=dict(
+      fsdp=1,  # devices that share one copy of the parameters and the optimiser's state
+      remat=False,  # compute each block's maps again for its gradient: less memory, more time
+      scan=False,  # compile one block for all of them: a compilation as short as that of one
     ),
   )
   return schema.lock()
@@ -140,7 +145,7 @@ _POSITIVE = """
   model.dim model.kernel_size model.patch_size model.num_classes model.norm_epsilon
   optimizer.learning_rate optimizer.eps optimizer.clip_norm optimizer.accumulate_steps
   optimizer.backbone_rate run.epochs run.max_steps run.log_every_steps run.eval_every_epochs
-  run.checkpoint_every_steps run.keep_checkpoints
+  run.checkpoint_every_steps run.keep_checkpoints parallel.fsdp
 """
 _NOT_NEGATIVE = """
   seed model.depth augment.crop_padding augment.rotate augment.shift augment.jitter
@@ -239,7 +244,7 @@ def _check_groups(config: config_dict.ConfigDict) -> None:
 def check_resumable(config: config_dict.ConfigDict, path: pathlib.Path) -> None:
   """Compares the config with the one that a run began with, if `path` exists.
 
-  The section `run` may differ.
+  The sections `run` and `parallel` may differ.
 
   Raises:
     UserError: naming each key that differs and both values.
@@ -250,12 +255,12 @@ def check_resumable(config: config_dict.ConfigDict, path: pathlib.Path) -> None:
   differing = [
     f"config.{key} was {before[key]!r} and is {now[key]!r}"
     for key in now
-    if not key.startswith(f"{FREE_SECTION}.") and before[key] != now[key]
+    if key.partition(".")[0] not in FREE_SECTIONS and before[key] != now[key]
   ]
   if differing:
     raise UserError(
       f"{path} is the config of another run: {'; '.join(differing)}. Repeat the settings that it "
-      f"began with, or give a new --workdir. Only config.{FREE_SECTION}.* may change in a run"
+      f"began with, or give a new --workdir. Only config.run.* and config.parallel.* may change"
     )
 
 

@@ -72,6 +72,7 @@ class Evaluator:
     replicated = mesh_lib.replicated(mesh)
     settings = {"model": self.model, "mean": config.augment.mean, "std": config.augment.std}
     step, predict = (functools.partial(f, **settings) for f in (eval_step, predict_step))
+    self._gather = jax.jit(lambda variables: variables, out_shardings=replicated)
     self._step = jax.jit(step, out_shardings=replicated)
     self._predict = jax.jit(predict, out_shardings=replicated)
 
@@ -108,6 +109,7 @@ class Evaluator:
 
   def _parts(self, step: Any, variables: Any) -> list[Any]:
     """What `step` makes of each batch, still under way."""
+    variables = self._gather(variables)
     batches = self.batches.iterate(0, len(self.batches), self._workers)
     return [step(variables, self._feed(batch)) for batch in batches]
 

@@ -73,7 +73,7 @@ def open_split(
   return batches, mesh_lib.Feed(mesh, resident if on_device else None)
 
 
-def make_augmentation(config: config_dict.ConfigDict) -> Augmentation:
+def make_augmentation(config: config_dict.ConfigDict, mesh: Mesh) -> Augmentation:
   """What `config.augment` says, and the crop if it is made on the device."""
   c, settings = config.data, config.augment.to_dict()
   text = settings.pop("policy")
@@ -84,6 +84,7 @@ def make_augmentation(config: config_dict.ConfigDict) -> Augmentation:
     policy=None if text is None else policy.parse(text),
     num_classes=config.model.num_classes,
     group_size=c.group_size,
+    draws_on=mesh_lib.replicated(mesh) if mesh.size > 1 else None,
   )
 
 

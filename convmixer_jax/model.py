@@ -1,23 +1,23 @@
-"""The ConvMixer network, with PyTorch's initialisation and BatchNorm."""
+"""The ConvMixer network."""
 
 from collections.abc import Callable
 import functools
-import math
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 
-from convmixer_jax.act_norm import ACTIVATIONS, act_affine, act_norm
+from convmixer_jax.act_norm import ACTIVATIONS
 from convmixer_jax.depthwise import depthwise_conv, depthwise_conv_cbhw
+from convmixer_jax.layers import INITIALIZERS, ActNorm, Weights
 from convmixer_jax.outline import outlined
 
 # Where the model's dimensions lie between its layers: as in the images, or with
 # the channels outermost.
 LAYOUTS = ("bhwc", "cbhw")
-# How weights are drawn before training.
-INITIALIZERS = ("torch", "glorot")
+_COLLECTIONS = ("params", "batch_stats")
 
 
 def default_layout(platform: str, depthwise: str | None = None) -> str:
@@ -25,101 +25,18 @@ def default_layout(platform: str, depthwise: str | None = None) -> str:
   return "cbhw" if platform == "cpu" and depthwise != "native" else "bhwc"
 
 
-class Weights(nn.Module):
-  """A layer's kernel and bias, drawn at random.
-
-  With "torch", both are PyTorch's U(-1/sqrt(fan_in), 1/sqrt(fan_in)), where fan_in is the number of
-  inputs to an output: the product of all axes of the kernel but the last. With "glorot", the kernel
-  is U(-a, a) with a = sqrt(6 / (fan_in + fan_out)) and the bias 0, as in Keras and Flux.
-  """
-
-  initializer: str
-  dtype: jax.typing.DTypeLike = jnp.float32
-  param_dtype: jax.typing.DTypeLike = jnp.float32
-
-  @nn.compact
-  def __call__(self, *shape: int) -> tuple[jax.Array, jax.Array]:
-    """The kernel, of this shape in `dtype`, and the bias, `shape[-1:]` in `param_dtype`."""
-    init_kernel = init_bias = _uniform(1 / math.sqrt(math.prod(shape[:-1])))
-    if self.initializer == "glorot":
-      init_kernel, init_bias = nn.initializers.glorot_uniform(), nn.initializers.zeros
-    kernel = self.param("kernel", init_kernel, shape, self.param_dtype)
-    bias = self.param("bias", init_bias, shape[-1:], self.param_dtype)
-    return kernel.astype(self.dtype), bias
-
-
-def _uniform(bound: float) -> nn.initializers.Initializer:
-  def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None):
-    del out_sharding
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-  return init
-
-
-class ActNorm(nn.Module):
-  """The bias of the layer before, the activation, then BatchNorm, as PyTorch does it.
-
-  Statistics are kept in float32, their variance unbiased. Under `jit` over a sharded batch they
-  are those of the global batch, or of its groups, whatever the number of devices.
-  """
-
-  activation: str
-  layout: str
-  group_size: int | None
-  momentum: float
-  epsilon: float
-  param_dtype: jax.typing.DTypeLike = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: jax.Array, pre_bias: jax.Array, train: bool) -> jax.Array:
-    """Maps in `layout` -> maps of their type; `train` is as in `ConvMixer.features`."""
-    axis = self.layout.index("c")
-    dim = x.shape[axis]
-    scale = self.param("scale", nn.initializers.ones, (dim,), self.param_dtype)
-    bias = self.param("bias", nn.initializers.zeros, (dim,), self.param_dtype)
-    mean_ra = self.variable("batch_stats", "mean", jnp.zeros, (dim,), jnp.float32)
-    var_ra = self.variable("batch_stats", "var", jnp.ones, (dim,), jnp.float32)
-    vectors: dict[str, Any] = {"scale": scale, "bias": bias, "pre_bias": pre_bias}
-    settings: dict[str, Any] = {"channel_axis": axis, "epsilon": self.epsilon}
-    if not train:
-      vectors |= {"mean": mean_ra.value, "var": var_ra.value}
-      return act_affine(x, self.activation, **vectors, **settings)
-    if self.is_initializing():  # its batch is no whole group
-      return act_norm(x, self.activation, **vectors, **settings)[0]
-    batch_axis = self.layout.index("b")
-    groups = _split_groups(x, self.group_size, batch_axis)
-
-    def normalize(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-      return act_norm(x, self.activation, **vectors, **settings)
-
-    y, mean_gc, var_gc = jax.vmap(normalize, batch_axis, (batch_axis, 0, 0))(groups)
-    count = x.size // len(mean_gc) // dim
-    unbiased_gc = var_gc * (count / max(count - 1, 1))
-    mean_ra.value = self.momentum * mean_ra.value + (1 - self.momentum) * mean_gc.mean(0)
-    var_ra.value = self.momentum * var_ra.value + (1 - self.momentum) * unbiased_gc.mean(0)
-    return y.reshape(x.shape)
-
-
-def _split_groups(x: jax.Array, group_size: int | None, batch_axis: int) -> jax.Array:
-  """Cuts the batch axis into [groups, group_size], or into one group."""
-  batch = x.shape[batch_axis]
-  size = group_size or batch
-  if batch % size:
-    raise ValueError(f"a batch of {batch} images cannot be cut into groups of group_size={size}")
-  return x.reshape(*x.shape[:batch_axis], batch // size, size, *x.shape[batch_axis + 1 :])
-
-
 class Block(nn.Module):
   """Depthwise mixing of positions with a residual around it, then pointwise mixing of channels.
 
   Attributes:
-    kernel_size, layout, depthwise: as in `ConvMixer`.
+    kernel_size, layout, depthwise, mesh: as in `ConvMixer`.
     weights, norm: make a layer's `Weights` and its `ActNorm`.
   """
 
   kernel_size: int
   layout: str
   depthwise: str | None
+  mesh: Mesh | None
   weights: Callable[..., Weights]
   norm: Callable[..., ActNorm]
 
@@ -129,13 +46,26 @@ class Block(nn.Module):
     k, dim = self.kernel_size, x.shape[self.layout.index("c")]
 
     kernel, bias = self.weights(name="depthwise")(k, k, 1, dim)
-    convolve = depthwise_conv_cbhw if self.layout == "cbhw" else depthwise_conv
-    y = convolve(x, kernel[:, :, 0], implementation=self.depthwise)
+    y = self._convolve(x, kernel[:, :, 0])
     x = x + self.norm(name="depthwise_norm")(y, bias, train)
 
     kernel, bias = self.weights(name="pointwise")(1, 1, dim, dim)
     y = _mix_channels(x, kernel[0, 0], self.layout)
     return self.norm(name="pointwise_norm")(y, bias, train)
+
+  def _convolve(self, x: jax.Array, kernel_hwc: jax.Array) -> jax.Array:
+    """The depthwise convolution, on each device of its own images."""
+    convolve = functools.partial(
+      depthwise_conv_cbhw if self.layout == "cbhw" else depthwise_conv,
+      implementation=self.depthwise,
+    )
+    if self.mesh is not None and not self.is_initializing():
+      # The compiler cannot cut the kernels that are not its own, and would gather the batch.
+      maps = PartitionSpec(*[None] * self.layout.index("b"), self.mesh.axis_names)
+      convolve = jax.shard_map(
+        convolve, mesh=self.mesh, in_specs=(maps, PartitionSpec()), out_specs=maps
+      )
+    return convolve(x, kernel_hwc)
 
 
 class ConvMixer(nn.Module):
@@ -166,6 +96,12 @@ class ConvMixer(nn.Module):
       "native": the order of dimensions between the layers. Arguments, results
       and parameters are the same.
     depthwise: the `implementation` of `depthwise.depthwise_conv`.
+    remat: keep only what goes into each block, and compute the rest again for the
+      gradient, which takes less memory and more time.
+    scan: compile the body of a loop over the blocks instead of each of them; the
+      variables are the same.
+    mesh: of several devices, over all of whose axes the batch is cut; None where
+      the compiler may place the depthwise convolutions.
   """
 
   dim: int
@@ -183,6 +119,9 @@ class ConvMixer(nn.Module):
   initializer: str = "torch"
   layout: str = "bhwc"
   depthwise: str | None = None
+  remat: bool = False
+  scan: bool = False
+  mesh: Mesh | None = None
 
   def setup(self) -> None:
     """Names the layers; raises ValueError for an attribute that is not allowed."""
@@ -206,8 +145,9 @@ class ConvMixer(nn.Module):
     )
     self.stem = weights()
     self.stem_norm = norm()
-    block = (self.kernel_size, self.layout, self.depthwise, weights, norm)
-    self.blocks = [Block(*block) for _ in range(self.depth)]
+    block = nn.remat(Block, static_argnums=(2,)) if self.remat and not self.scan else Block
+    settings = (self.kernel_size, self.layout, self.depthwise, self.mesh, weights, norm)
+    self.blocks = [block(*settings) for _ in range(self.depth)]
     if self.num_classes:
       self.head_dropout = nn.Dropout(self.dropout)
       self.head = weights(dtype=jnp.float32)
@@ -227,9 +167,29 @@ class ConvMixer(nn.Module):
     kernel, bias = self.stem(self.patch_size, self.patch_size, image_bhwc.shape[-1], self.dim)
     x = _mix_channels(patches, kernel.reshape(-1, self.dim), self.layout)
     x = self.stem_norm(x, bias, train)
-    for block in self.blocks:
-      x = block(x, train)
+    if self.scan and self.depth and not self.is_initializing():
+      x = self._scan_blocks(x, train)
+    else:
+      for block in self.blocks:
+        x = block(x, train)
     return x.transpose([self.layout.index(letter) for letter in "bhwc"])
+
+  def _scan_blocks(self, x: jax.Array, train: bool) -> jax.Array:
+    """All blocks, one after the other, their variables stacked."""
+    names = [f"blocks_{i}" for i in range(self.depth)]
+    layers = [{kind: self.variables[kind][name] for kind in _COLLECTIONS} for name in names]
+    block = self.blocks[0].clone(parent=None, name=None)
+
+    def apply(x: jax.Array, variables: Any) -> tuple[jax.Array, Any]:
+      return block.apply(variables, x, train, mutable=["batch_stats"])
+
+    stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *layers)
+    x, updated = jax.lax.scan(jax.checkpoint(apply) if self.remat else apply, x, stacked)
+    if train:
+      for i, name in enumerate(names):
+        stats = jax.tree.map(lambda array, i=i: array[i], updated["batch_stats"])
+        self.put_variable("batch_stats", name, stats)
+    return x
 
   def __call__(self, image_bhwc: jax.Array, train: bool = False) -> jax.Array:
     """Float32 logits [b, num_classes], or pooled features [b, dim] for `num_classes=0`.

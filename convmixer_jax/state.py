@@ -52,7 +52,14 @@ def make_model(config: config_dict.ConfigDict, mesh: Mesh) -> ConvMixer:
   layout = default_layout(platform, depthwise)
   _log.info("on %s: maps lie as %s, depthwise convolution by %s", platform, layout, depthwise)
   settings = {**config.model, "dtype": jnp.dtype(config.model.dtype)}
-  return ConvMixer(**settings, layout=layout, group_size=config.data.group_size)
+  return ConvMixer(
+    **settings,
+    layout=layout,
+    group_size=config.data.group_size,
+    remat=config.parallel.remat,
+    scan=config.parallel.scan,
+    mesh=mesh if mesh.size > 1 else None,
+  )
 
 
 def create_state(
@@ -64,7 +71,7 @@ def create_state(
   image_shape: tuple[int, int, int],
   with_ema: bool = False,
 ) -> TrainState:
-  """A fresh state, made on the mesh, each device with a copy.
+  """A fresh state, made on the mesh, where `mesh.cut` says.
 
   Args:
     model: whose variables are initialised.
@@ -82,4 +89,4 @@ def create_state(
     step, ema = jnp.zeros((), jnp.int32), variables if with_ema else None
     return TrainState(step, params, batch_stats, optimizer.init(params), key, ema)
 
-  return jax.jit(create, out_shardings=mesh_lib.replicated(mesh))()
+  return jax.jit(create, out_shardings=mesh_lib.cut(mesh, jax.eval_shape(create)))()

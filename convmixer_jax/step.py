@@ -5,8 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import optax
 
+from convmixer_jax import mesh as mesh_lib
 from convmixer_jax import metrics
 from convmixer_jax.augment import Augmentation
 from convmixer_jax.model import ConvMixer
@@ -25,7 +27,7 @@ def train_step(
   accumulate_steps: int = 1,
   ema_decay: float | None = None,
   freeze_backbone: bool = False,
-  part_sharding: jax.sharding.Sharding | None = None,
+  mesh: Mesh | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One update on one global batch.
 
@@ -39,31 +41,33 @@ def train_step(
     ema_decay: of the average `state.ema`, if there is one.
     freeze_backbone: train the head alone: the other parameters and all running
       statistics stay as they are, and the statistics are used as in evaluation.
-    part_sharding: of the parts' arrays, if there are several.
+    mesh: of several devices: where batch and state lie, see `mesh.cut`.
 
   Returns:
     The state after it, and `metrics.sums` with "learning_rate" and "grad_norm",
     the gradient's norm before clipping.
   """
   augment_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-  image_bhwc, target_bk = augmentation(augment_key, batch["image"], batch["label"])
+  with jax.named_scope("augment"):
+    image_bhwc, target_bk = augmentation(augment_key, batch["image"], batch["label"])
   arrays = (image_bhwc, target_bk, batch["mask"])
   gradient_fn = _gradient_fn(model, loss, freeze_backbone)
+  params = _place(state.params, mesh and mesh_lib.replicated(mesh))
   if accumulate_steps == 1:
-    gradients, (batch_stats, values) = gradient_fn(
-      state.params, state.batch_stats, dropout_key, *arrays
-    )
+    gradients, (batch_stats, values) = gradient_fn(params, state.batch_stats, dropout_key, *arrays)
   else:
     parts = [x.reshape(accumulate_steps, -1, *x.shape[1:]) for x in arrays]
-    parts = jax.lax.with_sharding_constraint(parts, part_sharding) if part_sharding else parts
+    parts = _place(parts, mesh and mesh_lib.sharded(mesh, axis=1))
     keys = jax.random.split(dropout_key, accumulate_steps)
     gradients, (batch_stats, values) = _accumulate(
-      gradient_fn, state.params, state.batch_stats, keys, *parts
+      gradient_fn, params, state.batch_stats, keys, *parts
     )
     if loss == "mean":
       gradients = jax.tree.map(lambda g: g / accumulate_steps, gradients)
-  updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
+  gradients = _place(gradients, mesh and mesh_lib.cut(mesh, gradients))
+  with jax.named_scope("update"):
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
   if freeze_backbone:  # adding 0 would turn -0 into 0
     params = {**state.params, "head": params["head"]}
   ema = state.ema
@@ -72,6 +76,11 @@ def train_step(
     ema = jax.tree.map(lambda old, new: ema_decay * old + (1 - ema_decay) * new, ema, now)
   values |= {"learning_rate": schedule(state.step), "grad_norm": optax.tree.norm(gradients)}
   return TrainState(state.step + 1, params, batch_stats, opt_state, state.key, ema), values
+
+
+def _place(tree: Any, shardings: Any) -> Any:
+  """The same arrays, lying as `shardings` say, if there are any."""
+  return jax.lax.with_sharding_constraint(tree, shardings) if shardings else tree
 
 
 def _gradient_fn(model: ConvMixer, loss: str, freeze_backbone: bool) -> Callable[..., Any]:

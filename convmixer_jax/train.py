@@ -36,7 +36,7 @@ class Experiment:
   def __init__(self, config: config_dict.ConfigDict, mesh: Mesh | None = None):
     config_lib.validate(config)
     self.config = config
-    self.mesh = mesh or mesh_lib.make_mesh()
+    self.mesh = mesh or mesh_lib.make_mesh(fsdp=config.parallel.fsdp)
     self.evaluator = Evaluator(config, self.mesh, config.data.eval_split)
     if config.data.test_split is not None:
       self.tester = Evaluator(config, self.mesh, config.data.test_split)
@@ -61,18 +61,20 @@ class Experiment:
     of_step = {name: settings.pop(name) for name in ("loss", "accumulate_steps", "ema_decay")}
     of_step["freeze_backbone"] = settings["freeze_backbone"]
     self.optimizer = make_optimizer(self.schedule, **settings)
+    state = jax.eval_shape(self.fresh_state)
+    _log.info(mesh_lib.describe(self.mesh, state.params))
     self.train_step = jax.jit(
       functools.partial(
         train_step,
         model=self.model,
         optimizer=self.optimizer,
         schedule=self.schedule,
-        augmentation=inputs.make_augmentation(config),
-        part_sharding=mesh_lib.sharded(self.mesh, axis=1),
+        augmentation=inputs.make_augmentation(config, self.mesh),
+        mesh=self.mesh if self.mesh.size > 1 else None,
         **of_step,
       ),
       donate_argnums=0,
-      out_shardings=mesh_lib.replicated(self.mesh),
+      out_shardings=(mesh_lib.cut(self.mesh, state), mesh_lib.replicated(self.mesh)),
     )
 
   def fresh_state(self) -> TrainState:

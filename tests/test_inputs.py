@@ -67,9 +67,9 @@ def test_images_of_one_size_are_cropped_on_the_device(config):
   batches, _ = open_split(config, mesh_lib.make_mesh(), "train", train=True)
   assert batches.preprocess.crop == "none"
   scale, ratio = (0.75, 1.0), (3 / 4, 4 / 3)
-  assert make_augmentation(config).resized_crop == (scale, ratio, "random")
+  assert make_augmentation(config, mesh_lib.make_mesh()).resized_crop == (scale, ratio, "random")
   config.data.cache = "none"  # then the host decodes and crops
-  assert make_augmentation(config).resized_crop is None
+  assert make_augmentation(config, mesh_lib.make_mesh()).resized_crop is None
 
 
 @pytest.mark.parametrize(

@@ -263,3 +263,59 @@ def test_errors_name_what_is_wrong():
     model.init(jax.random.key(0), jnp.zeros((32, 32, 3)))
   with pytest.raises(ValueError, match="'swish'; allowed: gelu, gelu_tanh, relu"):
     ConvMixer(8, 1, activation="swish").init(jax.random.key(0), jnp.zeros((1, 14, 14, 3)))
+
+
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("scan", [False, True])
+def test_remat_and_scan_change_nothing_but_the_program(scan, remat):
+  golden, plain = load("gelu_odd"), MODELS["gelu_odd"]
+  model = plain.clone(scan=scan, remat=remat)
+  assert_trees_close(
+    model.init(jax.random.key(0), golden["image"]),
+    plain.init(jax.random.key(0), golden["image"]),
+    0,
+  )
+
+  def results(model):
+    def loss_fn(params):
+      variables = {**golden["before"], "params": params}
+      logits, updated = model.apply(variables, golden["image"], train=True, mutable=["batch_stats"])
+      return cross_entropy(logits, golden["label"]), updated
+
+    evaluated = model.apply(golden["before"], golden["image"])
+    return jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(golden["before"]["params"]), evaluated
+
+  assert_trees_close(results(model), results(plain), 2e-6)
+
+
+def test_a_program_with_scan_does_not_grow_with_the_depth():
+  def size(depth, scan):
+    model = ConvMixer(8, depth, 3, 2, 5, scan=scan)
+    image = jax.ShapeDtypeStruct((2, 8, 8, 3), "float32")
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    step = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]))
+    return step.lower(variables, image).as_text().count("dot_general")
+
+  assert size(2, True) == size(9, True)
+  assert size(9, False) > 2 * size(2, False)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_remat_keeps_the_inputs_of_the_blocks_alone(scan):
+  """What is kept between the passes, in maps of the size of a block's input."""
+
+  def kept(remat):
+    model = ConvMixer(8, 4, 3, 2, 5, scan=scan, remat=remat)
+    image = np.zeros((2, 64, 64, 3), np.float32)
+    variables = model.init(jax.random.key(0), image)
+
+    def logits(params):
+      return model.apply(
+        {**variables, "params": params}, image, train=True, mutable=["batch_stats"]
+      )[0]
+
+    _, pullback = jax.vjp(logits, variables["params"])
+    return sum(x.size for x in jax.tree.leaves(pullback)) / (2 * 32 * 32 * 8)
+
+  assert kept(True) < 8
+  assert kept(False) > 4 * 3

@@ -8,6 +8,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Sharding
 
 from convmixer_jax.augment import affine, crop, erase, jitter, mix, rand_augment
 from convmixer_jax.augment.policy import Policy
@@ -38,7 +39,7 @@ class Augmentation:
     policy: of `rand_augment.rand_augment`, or None.
     jitter: of `jitter.color_jitter`; 0 for none.
     label_smoothing: share of each label that is spread over all classes.
-    mixup_alpha, cutmix_alpha, group_size: of `mix.mix`; alphas of 0 for neither.
+    mixup_alpha, cutmix_alpha, group_size, draws_on: of `mix.mix`; alphas of 0 for neither.
     mean, std: of each channel, as fractions of 255.
     erase_probability, erase_mode: of `erase.random_erase`; 0 for none.
     num_classes: of the labels.
@@ -59,6 +60,7 @@ class Augmentation:
   mixup_alpha: float = 0.0
   cutmix_alpha: float = 0.0
   group_size: int | None = None
+  draws_on: Sharding | None = None
   erase_probability: float = 0.0
   erase_mode: str = "pixel"
 
@@ -100,6 +102,7 @@ class Augmentation:
         mixup_alpha=self.mixup_alpha,
         cutmix_alpha=self.cutmix_alpha,
         group_size=self.group_size,
+        draws_on=self.draws_on,
       )
     image = normalize(image, self.mean, self.std)
     if self.erase_probability:

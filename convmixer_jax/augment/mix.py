@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Sharding
 
 
 def smoothed(label_b: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
@@ -18,6 +19,7 @@ def mix(
   mixup_alpha: float,
   cutmix_alpha: float,
   group_size: int | None,
+  draws_on: Sharding | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Mixes each image with its partner, the one at the mirrored place of its group.
 
@@ -33,6 +35,9 @@ def mix(
       never, but not both.
     group_size: images that are mixed alike, an even number that divides the
       batch; None for the whole batch.
+    draws_on: where the ratios are drawn, on several devices a copy on each. Cut
+      over them, the loop that draws would ask them all after each of its steps
+      whether it is over.
 
   Returns:
     Both mixed.
@@ -43,8 +48,8 @@ def mix(
   shape = (b // size,)
   mixup_share = 0.5 if mixup_alpha and cutmix_alpha else float(mixup_alpha > 0)
   is_mixup_g = jax.random.bernoulli(kind_key, mixup_share, shape)
-  alpha_g = jnp.where(is_mixup_g, mixup_alpha, cutmix_alpha)
-  ratio_g = jax.random.beta(ratio_key, alpha_g, alpha_g)
+  alpha_g = _place(jnp.where(is_mixup_g, mixup_alpha, cutmix_alpha), draws_on)
+  ratio_g = _place(jax.random.beta(ratio_key, alpha_g, alpha_g), draws_on)
   centre_2g = jax.random.uniform(centre_key, (2, *shape))
   row_g, column_g = (jnp.floor(u * n).astype(int) for u, n in zip(centre_2g, (h, w), strict=True))
 
@@ -83,6 +88,10 @@ def box(
     place = jax.lax.broadcasted_iota(int, (height, width), axis)
     inside_hw &= (place >= centre - half) & (place < centre + half)
   return inside_hw, 1 - inside_hw.mean()
+
+
+def _place(array: jax.Array, sharding: Sharding | None) -> jax.Array:
+  return array if sharding is None else jax.lax.with_sharding_constraint(array, sharding)
 
 
 def _along(group: jax.Array, array: jax.Array) -> jax.Array:

@@ -73,16 +73,14 @@ class Checkpoints:
     return self._manager.best_step()
 
 
-def restore(
-  workdir: pathlib.Path, like: Any, sharding: jax.sharding.Sharding, step: int | None = None
-) -> tuple[Any, int]:
+def restore(workdir: pathlib.Path, like: Any, step: int | None = None) -> tuple[Any, int]:
   """A saved state, or a part of it, and its position in the data; changes nothing on disk.
 
   Args:
     workdir: of the run.
-    like: a dictionary of `TrainState`'s fields, all or some, with the shapes and
-      dtypes to read.
-    sharding: where on the devices.
+    like: a dictionary of `TrainState`'s fields, all or some, whose leaves have the
+      shapes, the dtypes and the shardings to read: on other devices than at the
+      save, if need be.
     step: which checkpoint; None for the newest that can be read. Newer ones
       that cannot are named in the log.
 
@@ -101,7 +99,7 @@ def restore(
     for candidate in steps if step is None else [step]:
       try:
         _check_metrics(directory / str(candidate))
-        return _read(manager, candidate, like, sharding)
+        return _read(manager, candidate, like)
       except Exception as error:  # whatever the many readers below Orbax raise
         reason = str(error).partition("\n")[0]
         _log.error(
@@ -130,7 +128,7 @@ def resume(workdir: pathlib.Path, fresh: TrainState) -> tuple[TrainState, int]:
   directory, steps = _directory(workdir), _steps(workdir)
   if not steps:
     return fresh, 0
-  found, step = restore(workdir, _as_tree(fresh), fresh.step.sharding)
+  found, step = restore(workdir, _as_tree(fresh))
   for other in steps:
     if other > step or not _is_sound(directory / str(other)):
       target = directory.with_name("unreadable_checkpoints") / str(other)
@@ -140,10 +138,8 @@ def resume(workdir: pathlib.Path, fresh: TrainState) -> tuple[TrainState, int]:
   return TrainState(**{**found, "key": jax.random.wrap_key_data(found["key"])}), step
 
 
-def _read(
-  manager: ocp_manager.CheckpointManager, step: int, like: Any, sharding: jax.sharding.Sharding
-) -> tuple[Any, int]:
-  like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
+def _read(manager: ocp_manager.CheckpointManager, step: int, like: Any) -> tuple[Any, int]:
+  like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
   restore_args = checkpoint_utils.construct_restore_args(like)
   items = ocp_args.Composite(
     state=ocp_args.PyTreeRestore(like, restore_args=restore_args, partial_restore=True),

@@ -138,7 +138,10 @@ def restore_variables(
   size, channels = config.data.image_size, len(config.augment.mean)
   image_bhwc = jax.ShapeDtypeStruct((1, size, size, channels), "float32")
   like = jax.eval_shape(make_model(config, mesh).init, jax.random.key(0), image_bhwc)
-  return checkpoint.restore(workdir, like, mesh_lib.replicated(mesh), step)
+  everywhere = mesh_lib.replicated(mesh)
+  return checkpoint.restore(
+    workdir, jax.tree.map(lambda x: x.update(sharding=everywhere), like), step
+  )
 
 
 def evaluate_checkpoint(

@@ -84,8 +84,21 @@ def test_donating_the_state_does_not_change_the_save(tmp_path, fresh):
 
 def read(workdir, step=None):
   """The parameters and the step."""
-  like = {"params": FRESH_SHAPES}
-  return restore(workdir, like, mesh_lib.replicated(mesh_lib.make_mesh()), step)
+  everywhere = mesh_lib.replicated(mesh_lib.make_mesh())
+  like = {"params": jax.tree.map(lambda x: x.update(sharding=everywhere), FRESH_SHAPES)}
+  return restore(workdir, like, step)
+
+
+def test_each_array_comes_to_the_devices_that_are_asked_for(tmp_path, fresh):
+  """Saved on eight devices, read on four, one array cut over them."""
+  save(tmp_path, fresh, {1: None})
+  mesh = mesh_lib.make_mesh(jax.devices()[:4])
+  like = jax.tree.map(lambda x: x.update(sharding=mesh_lib.replicated(mesh)), FRESH_SHAPES)
+  like["head"]["kernel"] = like["head"]["kernel"].update(sharding=mesh_lib.sharded(mesh))
+  found = restore(tmp_path, {"params": like})[0]["params"]
+  assert_same(found, at_step(fresh, 1).params)
+  assert found["head"]["kernel"].sharding == mesh_lib.sharded(mesh)
+  assert found["head"]["bias"].sharding == mesh_lib.replicated(mesh)
 
 
 def truncate(directory):

@@ -214,7 +214,8 @@ def _load_workdir(workdir: pathlib.Path) -> tuple[ConvMixer, dict[str, Any]]:
   model = ConvMixer(**{**config.model, "dtype": jnp.dtype(config.model.dtype)})
   shape = (1, model.patch_size, model.patch_size, len(config.augment.mean))
   like = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, np.float32))
-  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  variables, step = checkpoint.restore(workdir, like, device)
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  like = jax.tree.map(lambda x: x.update(sharding=here), like)
+  variables, step = checkpoint.restore(workdir, like)
   _log.info("%s: weights after step %d", workdir, step)
   return model, variables

@@ -74,8 +74,8 @@ def base() -> config_dict.ConfigDict:
     ),
     parallel=dict(
       fsdp=1,  # devices that share one copy of the parameters and the optimiser's state
-      remat=False,  # compute each block's maps again for its gradient: less memory, more time
       scan=False,  # compile one block for all of them: a compilation as short as that of one
+      remat=False,  # scan, and compute each block's maps again for its gradient: for less memory
     ),
   )
   return schema.lock()

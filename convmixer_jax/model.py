@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from convmixer_jax import blocks
 from convmixer_jax.act_norm import ACTIVATIONS
 from convmixer_jax.depthwise import depthwise_conv, depthwise_conv_cbhw
 from convmixer_jax.layers import INITIALIZERS, ActNorm, Weights
@@ -17,7 +18,6 @@ from convmixer_jax.outline import outlined
 # Where the model's dimensions lie between its layers: as in the images, or with
 # the channels outermost.
 LAYOUTS = ("bhwc", "cbhw")
-_COLLECTIONS = ("params", "batch_stats")
 
 
 def default_layout(platform: str, depthwise: str | None = None) -> str:
@@ -96,10 +96,10 @@ class ConvMixer(nn.Module):
       "native": the order of dimensions between the layers. Arguments, results
       and parameters are the same.
     depthwise: the `implementation` of `depthwise.depthwise_conv`.
-    remat: keep only what goes into each block, and compute the rest again for the
-      gradient, which takes less memory and more time.
     scan: compile the body of a loop over the blocks instead of each of them; the
       variables are the same.
+    remat: in such a loop, keep only what goes into each block, and compute the
+      rest again for the gradient, which takes less memory and more time.
     mesh: of several devices, over all of whose axes the batch is cut; None where
       the compiler may place the depthwise convolutions.
   """
@@ -119,8 +119,8 @@ class ConvMixer(nn.Module):
   initializer: str = "torch"
   layout: str = "bhwc"
   depthwise: str | None = None
-  remat: bool = False
   scan: bool = False
+  remat: bool = False
   mesh: Mesh | None = None
 
   def setup(self) -> None:
@@ -145,9 +145,8 @@ class ConvMixer(nn.Module):
     )
     self.stem = weights()
     self.stem_norm = norm()
-    block = nn.remat(Block, static_argnums=(2,)) if self.remat and not self.scan else Block
-    settings = (self.kernel_size, self.layout, self.depthwise, self.mesh, weights, norm)
-    self.blocks = [block(*settings) for _ in range(self.depth)]
+    block = (self.kernel_size, self.layout, self.depthwise, self.mesh, weights, norm)
+    self.blocks = [Block(*block) for _ in range(self.depth)]
     if self.num_classes:
       self.head_dropout = nn.Dropout(self.dropout)
       self.head = weights(dtype=jnp.float32)
@@ -167,7 +166,7 @@ class ConvMixer(nn.Module):
     kernel, bias = self.stem(self.patch_size, self.patch_size, image_bhwc.shape[-1], self.dim)
     x = _mix_channels(patches, kernel.reshape(-1, self.dim), self.layout)
     x = self.stem_norm(x, bias, train)
-    if self.scan and self.depth and not self.is_initializing():
+    if (self.scan or self.remat) and self.depth and not self.is_initializing():
       x = self._scan_blocks(x, train)
     else:
       for block in self.blocks:
@@ -176,19 +175,26 @@ class ConvMixer(nn.Module):
 
   def _scan_blocks(self, x: jax.Array, train: bool) -> jax.Array:
     """All blocks, one after the other, their variables stacked."""
-    names = [f"blocks_{i}" for i in range(self.depth)]
-    layers = [{kind: self.variables[kind][name] for kind in _COLLECTIONS} for name in names]
-    block = self.blocks[0].clone(parent=None, name=None)
+    block, names = (
+      self.blocks[0].clone(parent=None, name=None),
+      [f"blocks_{i}" for i in range(self.depth)],
+    )
 
-    def apply(x: jax.Array, variables: Any) -> tuple[jax.Array, Any]:
-      return block.apply(variables, x, train, mutable=["batch_stats"])
+    def apply(x: jax.Array, params: Any, stats: Any) -> tuple[jax.Array, Any]:
+      y, updated = block.apply(
+        {"params": params, "batch_stats": stats}, x, train, mutable=["batch_stats"]
+      )
+      return y, updated["batch_stats"]
 
-    stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *layers)
-    x, updated = jax.lax.scan(jax.checkpoint(apply) if self.remat else apply, x, stacked)
+    params, stats = (
+      jax.tree.map(lambda *arrays: jnp.stack(arrays), *[self.variables[kind][n] for n in names])
+      for kind in ("params", "batch_stats")
+    )
+    scan = blocks.scan_with_remat if self.remat else blocks.scan
+    x, updated = scan(apply, x, params, stats)
     if train:
       for i, name in enumerate(names):
-        stats = jax.tree.map(lambda array, i=i: array[i], updated["batch_stats"])
-        self.put_variable("batch_stats", name, stats)
+        self.put_variable("batch_stats", name, jax.tree.map(lambda array, i=i: array[i], updated))
     return x
 
   def __call__(self, image_bhwc: jax.Array, train: bool = False) -> jax.Array:

@@ -300,12 +300,12 @@ def test_a_program_with_scan_does_not_grow_with_the_depth():
   assert size(9, False) > 2 * size(2, False)
 
 
-@pytest.mark.parametrize("scan", [False, True])
-def test_remat_keeps_the_inputs_of_the_blocks_alone(scan):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_remat_keeps_the_inputs_of_the_blocks_alone(dtype):
   """What is kept between the passes, in maps of the size of a block's input."""
 
   def kept(remat):
-    model = ConvMixer(8, 4, 3, 2, 5, scan=scan, remat=remat)
+    model = ConvMixer(8, 4, 3, 2, 5, dtype=dtype, remat=remat)
     image = np.zeros((2, 64, 64, 3), np.float32)
     variables = model.init(jax.random.key(0), image)
 
@@ -315,7 +315,24 @@ def test_remat_keeps_the_inputs_of_the_blocks_alone(scan):
       )[0]
 
     _, pullback = jax.vjp(logits, variables["params"])
-    return sum(x.size for x in jax.tree.leaves(pullback)) / (2 * 32 * 32 * 8)
+    one = 2 * 32 * 32 * 8 * jnp.dtype(dtype).itemsize
+    return sum(x.nbytes for x in jax.tree.leaves(pullback)) / one
 
-  assert kept(True) < 8
+  assert kept(True) < 4 + 5
   assert kept(False) > 4 * 3
+
+
+def test_remat_in_bfloat16_has_the_gradients_of_the_plain_model():
+  golden = load("gelu_odd")
+
+  def gradient(remat):
+    model = MODELS["gelu_odd"].clone(dtype="bfloat16", remat=remat)
+
+    def loss_fn(params):
+      variables = {**golden["before"], "params": params}
+      logits, _ = model.apply(variables, golden["image"], train=True, mutable=["batch_stats"])
+      return cross_entropy(logits, golden["label"])
+
+    return jax.jit(jax.grad(loss_fn))(golden["before"]["params"])
+
+  assert_trees_close(gradient(True), gradient(False), 5e-3)

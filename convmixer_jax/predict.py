@@ -27,6 +27,7 @@ import PIL.Image
 
 from convmixer_jax import augment, class_names, pretrained
 from convmixer_jax import config as config_lib
+from convmixer_jax.depthwise import native
 from convmixer_jax.errors import UserError
 from convmixer_jax.model import ConvMixer, default_layout
 from convmixer_jax.preprocess import Preprocess
@@ -126,7 +127,8 @@ def predict(
   """The `top` likeliest classes of each file, in the order of `files`.
 
   Threads decode the next images while the model works on a batch. It is compiled
-  once: the last batch is padded.
+  once: the last batch is padded. On CPU, where the model leaves it open, the
+  convolution is the native one if there is a C++ compiler.
 
   Args:
     model: with a head of `len(view.names)` classes.
@@ -137,7 +139,10 @@ def predict(
     top: how many classes.
   """
   channels, top = len(view.mean), min(top, model.num_classes)
-  model = model.clone(layout=default_layout(jax.default_backend(), model.depthwise))
+  platform, depthwise = jax.default_backend(), model.depthwise
+  if depthwise is None and platform == "cpu" and native.is_available():
+    depthwise = "native"
+  model = model.clone(depthwise=depthwise, layout=default_layout(platform, depthwise))
 
   @jax.jit
   def likeliest(variables: Any, image_bhwc: jax.Array) -> tuple[jax.Array, jax.Array]:

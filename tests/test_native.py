@@ -23,12 +23,20 @@ from tests.test_depthwise import assert_close, needs_compiler, random_case, valu
 conv = partial(depthwise_conv, implementation="native")
 
 
-def test_a_missing_compiler_is_named_with_the_alternative(monkeypatch):
+def test_a_missing_compiler_is_named_with_the_alternative(monkeypatch, caplog):
   monkeypatch.setenv("CXX", "no-such-compiler")
+  monkeypatch.setattr(native, "register", native.register.__wrapped__)
   library.cache_clear()
   with pytest.raises(UserError, match=r"'no-such-compiler' cannot be run.*taps"):
-    native.register.__wrapped__()
+    native.register()
+  assert not native.is_available()
+  assert "'no-such-compiler' cannot be run" in caplog.text
   library.cache_clear()
+
+
+@needs_compiler
+def test_a_compiler_is_found():
+  assert native.is_available()
 
 
 @needs_compiler
@@ -106,4 +114,4 @@ def setting(configs, depthwise, platform):
   """A config, and what `make_model` looks at in a mesh of such devices."""
   cfg = config.read(configs / "cifar10_256_8.py")
   cfg.model.depthwise = depthwise
-  return cfg, SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]))
+  return cfg, SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]), size=1)

@@ -12,6 +12,7 @@ convolution is inside `shard_map`; the result is the same. What `jax.export` mak
 import ctypes
 import functools
 import importlib.metadata
+import logging
 import pathlib
 
 import jax
@@ -20,6 +21,8 @@ import jax.numpy as jnp
 
 from convmixer_jax.compiled import CompilerError, library
 from convmixer_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 _SOURCE = pathlib.Path(__file__).with_name("native.cc")
 TARGETS = {
@@ -82,3 +85,13 @@ def register() -> None:
   symbols = ctypes.CDLL(str(path))
   for target, symbol in TARGETS.items():
     jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(symbols, symbol)), platform="cpu")
+
+
+def is_available() -> bool:
+  """Whether `register` can make the library; a warning says why not."""
+  try:
+    register()
+  except UserError as error:
+    _log.warning("%s", error)
+    return False
+  return True

@@ -14,8 +14,9 @@ import jax
 from orbax.checkpoint import args as ocp_args
 from orbax.checkpoint import checkpoint_manager as ocp_manager
 from orbax.checkpoint import checkpoint_managers as ocp_policies
-from orbax.checkpoint import checkpoint_utils
+from orbax.checkpoint import checkpoint_utils, options
 
+from convmixer_jax import distributed
 from convmixer_jax.errors import UserError
 from convmixer_jax.state import TrainState
 
@@ -37,8 +38,8 @@ class Checkpoints:
         ocp_policies.BestN(get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False),
       ]
     )
-    options = ocp_manager.CheckpointManagerOptions(best_fn=_accuracy, preservation_policy=policy)
-    self._manager = ocp_manager.CheckpointManager(self._directory, options=options)
+    settings = ocp_manager.CheckpointManagerOptions(best_fn=_accuracy, preservation_policy=policy)
+    self._manager = ocp_manager.CheckpointManager(self._directory, options=settings)
 
   def __enter__(self) -> "Checkpoints":
     return self
@@ -88,23 +89,31 @@ def restore(workdir: pathlib.Path, like: Any, step: int | None = None) -> tuple[
     UserError: if `step`, or every one, is missing or cannot be read.
   """
   directory = _directory(workdir)
-  # Without the metrics, whose reading would fail as a whole if one file is damaged.
-  options = ocp_manager.CheckpointManagerOptions(read_only=True, lightweight_initialize=True)
-  with ocp_manager.CheckpointManager(directory, options=options) as manager:
-    steps = sorted(manager.all_steps(), reverse=True)
+  index = jax.process_index()
+  settings = ocp_manager.CheckpointManagerOptions(
+    read_only=True,
+    lightweight_initialize=True,  # its metrics would fail as a whole if one file is damaged
+    # Each process reads by itself: Orbax would wait for one that finds an array damaged.
+    multiprocessing_options=options.MultiprocessingOptions(index, {index}, str(index)),
+  )
+  with ocp_manager.CheckpointManager(directory, options=settings) as manager:
+    steps = distributed.of_first(sorted(manager.all_steps(), reverse=True))
     if not steps:
       raise UserError(f"{directory} has no checkpoint")
     if step is not None and step not in steps:
       raise UserError(f"--step={step} is not in {directory}; there are {steps[::-1]}")
     for candidate in steps if step is None else [step]:
+      found = None
       try:
         _check_metrics(directory / str(candidate))
-        return _read(manager, candidate, like)
+        found = _read(manager, candidate, like)
       except Exception as error:  # whatever the many readers below Orbax raise
         reason = str(error).partition("\n")[0]
         _log.error(
           "%s cannot be read: %s: %s", directory / str(candidate), type(error).__name__, reason
         )
+      if distributed.all_agree(found is not None) and found is not None:
+        return found
   raise UserError(
     f"no checkpoint in {directory} can be read, see the errors above; nothing was changed. "
     "Restore that directory from a copy, or start anew with another --workdir"
@@ -129,12 +138,13 @@ def resume(workdir: pathlib.Path, fresh: TrainState) -> tuple[TrainState, int]:
   if not steps:
     return fresh, 0
   found, step = restore(workdir, _as_tree(fresh))
-  for other in steps:
+  for other in steps if jax.process_index() == 0 else []:
     if other > step or not _is_sound(directory / str(other)):
       target = directory.with_name("unreadable_checkpoints") / str(other)
       target.parent.mkdir(exist_ok=True)
       (directory / str(other)).rename(target)
       _log.warning("moved the damaged checkpoint of step %d to %s", other, target)
+  distributed.wait_for_all("damaged checkpoints are out of the way")
   return TrainState(**{**found, "key": jax.random.wrap_key_data(found["key"])}), step
 
 
@@ -169,7 +179,8 @@ def _accuracy(metrics: dict[str, float]) -> float:
 
 
 def _steps(workdir: pathlib.Path) -> list[int]:
-  return [int(path.name) for path in _directory(workdir).glob("*") if path.name.isdecimal()]
+  names = [path.name for path in _directory(workdir).glob("*")]
+  return distributed.of_first([int(name) for name in names if name.isdecimal()])
 
 
 def _directory(workdir: pathlib.Path) -> pathlib.Path:

@@ -71,6 +71,8 @@ def base() -> config_dict.ConfigDict:
       checkpoint_every_steps=1000,  # besides one after each evaluation
       keep_checkpoints=2,  # the newest ones, besides the most accurate
       workers=0,  # processes that decode, at most one a core; 0: threads
+      heartbeat_seconds=100,  # a process that is silent for so long is dead, and ends the others
+      stall_seconds=1800,  # several processes end after so long without a finished step
     ),
     parallel=dict(
       fsdp=1,  # devices that share one copy of the parameters and the optimiser's state
@@ -145,7 +147,8 @@ _POSITIVE = """
   model.dim model.kernel_size model.patch_size model.num_classes model.norm_epsilon
   optimizer.learning_rate optimizer.eps optimizer.clip_norm optimizer.accumulate_steps
   optimizer.backbone_rate run.epochs run.max_steps run.log_every_steps run.eval_every_epochs
-  run.checkpoint_every_steps run.keep_checkpoints parallel.fsdp
+  run.checkpoint_every_steps run.keep_checkpoints run.heartbeat_seconds run.stall_seconds
+  parallel.fsdp
 """
 _NOT_NEGATIVE = """
   seed model.depth augment.crop_padding augment.rotate augment.shift augment.jitter

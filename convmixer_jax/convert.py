@@ -11,18 +11,15 @@ checkpoint. It is read again and has to be the same in every bit.
 """
 
 from collections.abc import Sequence
-import logging
 import pathlib
 import shutil
-import sys
 from typing import Any
 
-from absl import app, flags
-from absl import logging as absl_logging
+from absl import flags
 import jax
 import numpy as np
 
-from convmixer_jax import bundle, pretrained
+from convmixer_jax import bundle, command, pretrained
 from convmixer_jax.errors import UserError
 
 
@@ -76,7 +73,6 @@ def _is_same(a: Any, b: Any) -> bool:
 
 def main(argv: Sequence[str]) -> None:
   """Converts what the command line names."""
-  absl_logging.set_verbosity(absl_logging.ERROR)
   if len(argv) != 3:
     raise UserError(f"a source and a target are needed, not {len(argv) - 1} names; see --help")
   target = pathlib.Path(argv[2]).expanduser()
@@ -86,14 +82,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run() -> None:
-  """The entry point: mistakes of the user's end in one line and exit code 1."""
-  logging.getLogger("convmixer_jax").setLevel(logging.INFO)
-  flags.DEFINE_string("activation", None, "Of a file that does not tell it: gelu, relu.")
+  """The entry point."""
+  command.define_activation()
   flags.DEFINE_enum("layout", "timm", ["timm", "sequential"], "Names of a file's arrays.")
-  try:
-    app.run(main)
-  except UserError as error:
-    sys.exit(f"error: {error}")
+  command.run(main)
 
 
 if __name__ == "__main__":

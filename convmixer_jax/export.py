@@ -16,20 +16,17 @@ it is removed.
 """
 
 from collections.abc import Callable, Sequence
-import logging
 import pathlib
 import shutil
-import sys
 from typing import Any
 
-from absl import app, flags
-from absl import logging as absl_logging
+from absl import flags
 import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from convmixer_jax import bundle, pretrained
+from convmixer_jax import bundle, command, pretrained
 from convmixer_jax import config as config_lib
 from convmixer_jax.errors import UserError
 from convmixer_jax.model import ConvMixer
@@ -168,7 +165,6 @@ def _forward(model: ConvMixer, variables: Any) -> Forward:
 
 def main(argv: Sequence[str]) -> None:
   """Exports as the flags say."""
-  absl_logging.set_verbosity(absl_logging.ERROR)
   options = flags.FLAGS
   if len(argv) > 1:
     raise UserError(f"{argv[1]!r} is not a flag: flags begin with --")
@@ -183,19 +179,15 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run() -> None:
-  """The entry point: mistakes of the user's end in one line and exit code 1."""
-  logging.getLogger("convmixer_jax").setLevel(logging.INFO)
+  """The entry point."""
   flags.DEFINE_string(
     "init_from", None, "Weights: a file, a model's name, or a run's workdir.", required=True
   )
-  flags.DEFINE_string("activation", None, "Of a file that does not tell it: gelu, relu.")
+  command.define_activation()
   flags.DEFINE_string("format", "stablehlo", f"One of {', '.join(FORMATS)}.")
   flags.DEFINE_string("out", None, "File to write, or directory.", required=True)
   flags.DEFINE_integer("image_size", None, "Side in pixels; default that of the run, or 224.", 1)
-  try:
-    app.run(main)
-  except UserError as error:
-    sys.exit(f"error: {error}")
+  command.run(main)
 
 
 if __name__ == "__main__":

@@ -5,14 +5,13 @@ With --mode=eval, --config.init_from=WEIGHTS on the command line evaluates these
 
 from collections.abc import Sequence
 import json
-import logging
 import pathlib
 import sys
 
 from absl import app, flags
-from absl import logging as absl_logging
 from ml_collections import config_dict, config_flags
 
+from convmixer_jax import command
 from convmixer_jax import config as config_lib
 from convmixer_jax.errors import UserError
 
@@ -26,6 +25,11 @@ def define_flags() -> None:
     "workdir", None, "The directory of the run, new or to be resumed; default runs/NAME_OF_CONFIG."
   )
   flags.DEFINE_integer("step", None, "For --mode=eval, the checkpoint's step; default the newest.")
+  flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, where no cluster tells it to several processes."
+  )
+  flags.DEFINE_integer("num_processes", None, "With --coordinator, how many there are.")
+  flags.DEFINE_integer("process_id", None, "With --coordinator, which one this is, from 0.")
   config_flags.DEFINE_config_file(
     "config", str(_DEFAULT_CONFIG), "File of settings; --config.section.key=value overrides one."
   )
@@ -69,37 +73,49 @@ def read_config(workdir: pathlib.Path) -> config_dict.ConfigDict:
 
 def main(argv: Sequence[str]) -> None:
   """Trains or evaluates as the flags say; a signal's save ends with exit code 128 + signal."""
-  if not flags.FLAGS["verbosity"].present:
-    # Orbax tells a dozen lines for each save, and warns of each without an accuracy.
-    absl_logging.set_verbosity(absl_logging.ERROR)
   if len(argv) > 1:
     raise UserError(f"{argv[1]!r} is not a flag: flags begin with --")
-  # JAX is imported after the flags are known to be right, and not by data workers.
-  from convmixer_jax.evaluate import evaluate_checkpoint, evaluate_weights
-  from convmixer_jax.train import train
-
   options = flags.FLAGS
   name = pathlib.Path(config_flags.get_config_filename(options["config"])).stem
   workdir = pathlib.Path(options.workdir or pathlib.Path("runs") / name).expanduser()
   config = read_config(workdir)
-  overrides = config_flags.get_override_values(options["config"])
-  if options.mode == "eval" and overrides.get("init_from"):
+  config_lib.validate(config)
+  # JAX is imported after the flags are known to be right, and not by data workers.
+  from convmixer_jax import distributed
+
+  with distributed.joined(
+    options.coordinator,
+    options.num_processes,
+    options.process_id,
+    heartbeat_seconds=config.run.heartbeat_seconds,
+  ):
+    _dispatch(config, workdir)
+
+
+def _dispatch(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
+  import jax
+
+  from convmixer_jax.evaluate import evaluate_checkpoint, evaluate_weights
+  from convmixer_jax.train import train
+
+  options = flags.FLAGS
+  if options.mode == "train":
+    if signum := train(config, workdir):
+      sys.exit(128 + signum)
+    return
+  if config_flags.get_override_values(options["config"]).get("init_from"):
     if options.step is not None:
       raise UserError("--step names a checkpoint, but --config.init_from is what is evaluated")
-    print(json.dumps(evaluate_weights(config)))
-  elif options.mode == "eval":
-    print(json.dumps(evaluate_checkpoint(config, workdir, options.step)))
-  elif signum := train(config, workdir):
-    sys.exit(128 + signum)
+    found = evaluate_weights(config)
+  else:
+    found = evaluate_checkpoint(config, workdir, options.step)
+  if jax.process_index() == 0:
+    print(json.dumps(found))
 
 
 def run() -> None:
-  """The entry point: mistakes of the user's end in one line and exit code 1."""
-  logging.getLogger("convmixer_jax").setLevel(logging.INFO)
-  try:
-    app.run(main, flags_parser=parse_flags)
-  except UserError as error:
-    sys.exit(f"error: {error}")
+  """The entry point."""
+  command.run(main, parse_flags)
 
 
 if __name__ == "__main__":

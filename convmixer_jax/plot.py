@@ -14,14 +14,13 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from absl import app, flags
-from absl import logging as absl_logging
+from absl import flags
 import jax
 from ml_collections import config_dict
 import numpy as np
 
+from convmixer_jax import command, data, report
 from convmixer_jax import config as config_lib
-from convmixer_jax import data, report
 from convmixer_jax import mesh as mesh_lib
 from convmixer_jax.errors import UserError
 from convmixer_jax.evaluate import Evaluator, restore_variables
@@ -201,8 +200,6 @@ def _write(path: pathlib.Path, text: str) -> pathlib.Path:
 
 def main(argv: Sequence[str]) -> None:
   """Draws the workdirs in the arguments, and prints the files that it wrote."""
-  if not flags.FLAGS["verbosity"].present:
-    absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax tells much about each read
   workdirs = [pathlib.Path(argument).expanduser() for argument in argv[1:]]
   if not workdirs:
     raise UserError("which run? Give its directory: python -m convmixer_jax.plot runs/digits")
@@ -220,13 +217,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run() -> None:
-  """The entry point: mistakes of the user's end in one line and exit code 1."""
+  """The entry point."""
   flags.DEFINE_boolean("report", True, "Write report.html, for which the run is evaluated.")
   flags.DEFINE_string("out", "runs/plots", "Gets the pictures of several runs together.")
-  try:
-    app.run(main)
-  except UserError as error:
-    sys.exit(f"error: {error}")
+  command.run(main)
 
 
 if __name__ == "__main__":

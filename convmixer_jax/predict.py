@@ -14,18 +14,16 @@ from concurrent import futures
 import dataclasses
 import itertools
 import json
-import logging
 import pathlib
 import sys
 from typing import Any, NamedTuple
 
-from absl import app, flags
-from absl import logging as absl_logging
+from absl import flags
 import jax
 import numpy as np
 import PIL.Image
 
-from convmixer_jax import augment, class_names, pretrained
+from convmixer_jax import augment, class_names, command, pretrained
 from convmixer_jax import config as config_lib
 from convmixer_jax.depthwise import native
 from convmixer_jax.errors import UserError
@@ -225,7 +223,6 @@ def as_json(prediction: Prediction) -> str:
 
 def main(argv: Sequence[str]) -> None:
   """Predicts as the command line says."""
-  absl_logging.set_verbosity(absl_logging.ERROR)
   options = flags.FLAGS
   files = find_images(argv[1:])
   model, variables = pretrained.load(options.init_from, activation=options.activation)
@@ -244,19 +241,15 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run() -> None:
-  """The entry point: mistakes of the user's end in one line and exit code 1."""
-  logging.getLogger("convmixer_jax").setLevel(logging.INFO)
+  """The entry point."""
   flags.DEFINE_string(
     "init_from", None, "Weights: a file, a model's name, or a run's workdir.", required=True
   )
-  flags.DEFINE_string("activation", None, "Of a file that does not tell it: gelu, relu.")
+  command.define_activation()
   flags.DEFINE_bool("json", False, "Print one JSON object a line.")
   flags.DEFINE_integer("batch_size", 8, "Images that go through the model together.", 1)
   flags.DEFINE_integer("image_size", None, "Side in pixels; default that of the run, or 224.", 1)
-  try:
-    app.run(main)
-  except UserError as error:
-    sys.exit(f"error: {error}")
+  command.run(main)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,10 @@ import subprocess
 import sys
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_dict
 
+from convmixer_jax import command
 from convmixer_jax import config as config_lib
 from convmixer_jax.errors import UserError
 
@@ -146,14 +147,11 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run() -> None:
-  """The entry point: mistakes of the user's end in one line and exit code 1."""
+  """The entry point."""
   flags.DEFINE_string("config", None, "File of settings that all runs start from.", required=True)
   flags.DEFINE_string("workdir", None, "Holds the runs; default runs/sweep_NAME_OF_CONFIG.")
   flags.DEFINE_multi_string("over", [], "section.key=value,value,...; may be given several times.")
-  try:
-    app.run(main)
-  except UserError as error:
-    sys.exit(f"error: {error}")
+  command.run(main)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
 import functools
 import logging
 import pathlib
+import zlib
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import config_dict
 
-from convmixer_jax import checkpoint, initial, inputs, metrics
+from convmixer_jax import checkpoint, distributed, initial, inputs, metrics
 from convmixer_jax import config as config_lib
 from convmixer_jax import mesh as mesh_lib
 from convmixer_jax.errors import UserError
@@ -17,6 +18,7 @@ from convmixer_jax.interrupt import Interrupt
 from convmixer_jax.optim import make_optimizer, make_schedule
 from convmixer_jax.state import TrainState, create_state
 from convmixer_jax.step import train_step
+from convmixer_jax.watchdog import Watchdog
 from convmixer_jax.writer import Writer
 
 _log = logging.getLogger(__name__)
@@ -110,64 +112,98 @@ def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> int | None:
       can be read, or the loss is not finite.
   """
   config_lib.validate(config)
-  config_lib.check_resumable(config, workdir / "config.json")
-  weights = None
-  if config.init_from is not None and not checkpoint.has_begun(workdir):
-    weights = initial.read(config)
-  experiment = Experiment(config)
-  run, steps_per_epoch = config.run, experiment.steps_per_epoch
-  last = run.epochs * steps_per_epoch
+  run = config.run
+  with Watchdog(run.stall_seconds if jax.process_count() > 1 else None) as watchdog:
+    _check_is_one_run(config)
+    config_lib.check_resumable(config, workdir / "config.json")
+    weights = None
+    if config.init_from is not None and not checkpoint.has_begun(workdir):
+      weights = initial.read(config)
+    experiment = Experiment(config)
+    state, first = checkpoint.resume(workdir, experiment.fresh_state())
+    if weights is not None:
+      state = initial.begin(state, weights)
+    _write_config(config, workdir / "config.json")
+    with (
+      Interrupt() as interrupt,
+      checkpoint.Checkpoints(workdir, run.keep_checkpoints) as checkpoints,
+    ):
+      return _loop(experiment, workdir, state, first, checkpoints, interrupt, watchdog)
+
+
+def _loop(
+  experiment: Experiment,
+  workdir: pathlib.Path,
+  state: TrainState,
+  first: int,
+  checkpoints: checkpoint.Checkpoints,
+  interrupt: Interrupt,
+  watchdog: Watchdog,
+) -> int | None:
+  """Takes all steps after `first`; see `train`."""
+  config, steps_per_epoch = experiment.config, experiment.steps_per_epoch
+  run, last = config.run, config.run.epochs * steps_per_epoch
   last = last if run.max_steps is None else min(last, run.max_steps)
-  state, first = checkpoint.resume(workdir, experiment.fresh_state())
-  if weights is not None:
-    state = initial.begin(state, weights)
-  if jax.process_index() == 0:
-    config_lib.write_json(config, workdir / "config.json")
   _log.info("at step %d of %d, %d to the epoch", first, last, steps_per_epoch)
-  with (
-    Interrupt() as interrupt,
-    checkpoint.Checkpoints(workdir, run.keep_checkpoints) as checkpoints,
-  ):
-    batch_size = config.data.batch_size
-    with Writer(workdir, first_step=first, total_steps=last, batch_size=batch_size) as writer:
+  batch_size = config.data.batch_size
+  with Writer(workdir, first_step=first, total_steps=last, batch_size=batch_size) as writer:
 
-      def write(split: str, step: int, values: dict[str, float]) -> None:
-        writer.write(step, step / steps_per_epoch, split, values)
+    def write(split: str, step: int, values: dict[str, float]) -> None:
+      writer.write(step, step / steps_per_epoch, split, values)
 
-      def is_evaluated(step: int) -> bool:
-        return step == last or step % (run.eval_every_epochs * steps_per_epoch) == 0
+    def is_evaluated(step: int) -> bool:
+      return step == last or step % (run.eval_every_epochs * steps_per_epoch) == 0
 
-      def evaluate(step: int) -> float:
-        results = experiment.evaluate(state)
-        for split, values in results.items():
-          write(split, step, values)
-        return results["eval"]["accuracy"]
+    def evaluate(step: int) -> float:
+      results = experiment.evaluate(state)
+      for split, values in results.items():
+        write(split, step, values)
+      return results["eval"]["accuracy"]
 
-      if 0 < first <= last and is_evaluated(first) and not writer.has("eval", first):
-        evaluate(first)  # a signal came before it
-      meter = metrics.Meter(run.log_every_steps, last, functools.partial(write, "train"))
-      batches = experiment.batches.iterate(first, last, run.workers)
-      try:
-        for step, batch in enumerate(batches, start=first + 1):
-          state, values = experiment.train_step(state, experiment.feed(batch))
-          meter.add(step, values)
-          writer.advance()
-          stops = interrupt.signum is not None
-          if stops or is_evaluated(step) or step % run.checkpoint_every_steps == 0:
-            meter.settle()  # only a good state is saved
-            accuracy = evaluate(step) if is_evaluated(step) and not stops else None
-            checkpoints.save(step, state, accuracy)
-            meter.restart_clock()
-          if stops:
-            break
-      except metrics.NonFiniteError as error:
-        raise UserError(
-          f"{error}. The last good checkpoint: {checkpoints.latest() or 'none, no save was due'}. "
-          "Try a lower config.optimizer.learning_rate, config.optimizer.clip_norm=1.0, or "
-          'config.model.dtype="float32", with a new --workdir'
-        ) from None
-      is_finished = interrupt.signum is None and first <= last
-      if config.data.test_split and is_finished and not writer.has("test", last):
-        values, best = experiment.tester.of_checkpoint(workdir, checkpoints.best())
-        write("test", last, {**values, "checkpoint": best})
-    return interrupt.signum
+    if 0 < first <= last and is_evaluated(first) and not writer.has("eval", first):
+      evaluate(first)  # a signal came before it
+    meter = metrics.Meter(run.log_every_steps, last, functools.partial(write, "train"))
+    batches = experiment.batches.iterate(first, last, run.workers)
+    try:
+      for step, batch in enumerate(batches, start=first + 1):
+        state, values = experiment.train_step(state, experiment.feed(batch))
+        meter.add(step, values)
+        writer.advance()
+        stops = interrupt.poll() is not None
+        if stops or is_evaluated(step) or step % run.checkpoint_every_steps == 0:
+          meter.settle()  # only a good state is saved
+          accuracy = evaluate(step) if is_evaluated(step) and not stops else None
+          checkpoints.save(step, state, accuracy)
+          meter.restart_clock()
+        watchdog.beat()
+        if stops:
+          break
+    except metrics.NonFiniteError as error:
+      raise UserError(
+        f"{error}. The last good checkpoint: {checkpoints.latest() or 'none, no save was due'}. "
+        "Try a lower config.optimizer.learning_rate, config.optimizer.clip_norm=1.0, or "
+        'config.model.dtype="float32", with a new --workdir'
+      ) from None
+    is_finished = interrupt.signum is None and first <= last
+    if config.data.test_split and is_finished and not writer.has("test", last):
+      values, best = experiment.tester.of_checkpoint(workdir, checkpoints.best())
+      write("test", last, {**values, "checkpoint": best})
+  return interrupt.signum
+
+
+def _check_is_one_run(config: config_dict.ConfigDict) -> None:
+  """Processes that compute different things would wait for each other without end."""
+  digest = zlib.crc32(config_lib.to_json(config).encode()) >> 1  # 31 bits
+  if not distributed.all_agree([digest] == distributed.of_first([digest])):
+    raise UserError("the settings of the run's processes differ: start all with the same ones")
+
+
+def _write_config(config: config_dict.ConfigDict, path: pathlib.Path) -> None:
+  if jax.process_index() == 0:
+    config_lib.write_json(config, path)
+  distributed.wait_for_all("config.json is written")
+  if not distributed.all_agree(path.exists()):
+    raise UserError(
+      f"{path} of process 0 is not there for every process: --workdir has to be on storage that all"
+      " of them share"
+    )

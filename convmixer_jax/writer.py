@@ -8,6 +8,7 @@ import jax
 import tensorboardX
 import tqdm
 
+from convmixer_jax import distributed
 from convmixer_jax.history import read_lines
 
 
@@ -55,8 +56,8 @@ class Writer:
       self._jsonl.close()
 
   def has(self, split: str, step: int) -> bool:
-    """Whether this line was written before the run was resumed."""
-    return (split, step) in self._written
+    """Whether this line was written before the run was resumed; all processes have to ask."""
+    return distributed.of_first([(split, step) in self._written]) == [True]
 
   def write(self, step: int, epoch: float, split: str, values: dict[str, float]) -> None:
     """One line of `metrics.jsonl`: {"step", "epoch", "split", and the values}."""

@@ -1,0 +1,39 @@
+"""What the commands have in common: their start, their way out, and a flag."""
+
+from collections.abc import Callable, Sequence
+import logging
+import sys
+
+from absl import app, flags
+from absl import logging as absl_logging
+
+from convmixer_jax.errors import UserError
+
+
+def define_activation() -> None:
+  """The flag --activation, for commands that read weights."""
+  flags.DEFINE_string("activation", None, "Of a file that does not tell it: gelu, relu.")
+
+
+def run(
+  main: Callable[[Sequence[str]], None],
+  parse_flags: Callable[[Sequence[str]], Sequence[str]] | None = None,
+) -> None:
+  """Parses the flags and calls `main`; a mistake of the user's ends in one line and exit code 1.
+
+  Args:
+    main: takes the arguments that are no flags, the command's name first.
+    parse_flags: instead of absl's; may raise UserError, too.
+  """
+  logging.getLogger("convmixer_jax").setLevel(logging.INFO)
+
+  def quietly(argv: Sequence[str]) -> None:
+    if not flags.FLAGS["verbosity"].present:
+      # Orbax tells a dozen lines for each save, and warns of each without an accuracy.
+      absl_logging.set_verbosity(absl_logging.ERROR)
+    main(argv)
+
+  try:
+    app.run(quietly, flags_parser=parse_flags) if parse_flags else app.run(quietly)
+  except UserError as error:
+    sys.exit(f"error: {error}")

@@ -1,0 +1,190 @@
+"""The collectives of a compiled program, read from the text of its optimised HLO."""
+
+from collections.abc import Iterator
+import dataclasses
+import math
+import re
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
+
+_BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}  # the others end in theirs
+_ARRAY = re.compile(r"\b([a-z]+\d*)(?:e\dm\d\w*)?\[([\d,]*)\]")
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?(%\S+) = ")
+_CALLED = re.compile(
+  r"\b(?:calls|to_apply|body|condition|(?:true|false)_computation)=(%[^\s,}]+)"
+  r"|\bbranch_computations=\{([^}]*)\}"
+)
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+  """What one device puts into a collective or gets from it, whichever is more.
+
+  Attributes:
+    dtype: HLO's name for it.
+    shape: of the array.
+    source: the operation of the program that asked for it, by JAX's name.
+  """
+
+  dtype: str
+  shape: tuple[int, ...]
+  source: str
+
+  @property
+  def size(self) -> int:
+    """Number of elements."""
+    return math.prod(self.shape)
+
+  @property
+  def bytes(self) -> int:
+    """Memory that it takes."""
+    return self.size * _bits(self.dtype) // 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """One operation between devices; a start and its end are one.
+
+  Attributes:
+    kind: of `KINDS`.
+    arrays: it works on several where the compiler has combined some.
+    devices: in each of its groups; of a "collective-permute", 2.
+    times: how often a step runs it, by the lengths of the loops around it.
+    is_bounded: False in a loop whose length is not known before the step; `times` then counts
+      one turn of it.
+  """
+
+  kind: str
+  arrays: tuple[Array, ...]
+  devices: int
+  times: int
+  is_bounded: bool
+
+  @property
+  def bytes(self) -> int:
+    """Payload of one device, one time."""
+    return sum(array.bytes for array in self.arrays)
+
+  @property
+  def traffic(self) -> float:
+    """Bytes that one device sends, one time, in a ring."""
+    rounds = {"all-reduce": 2, "collective-permute": self.devices / (self.devices - 1)}
+    return rounds.get(self.kind, 1) * self.bytes * (self.devices - 1) / self.devices
+
+
+def collectives(hlo: str) -> list[Collective]:
+  """Those that a step runs, in the order of the text, loops and calls counted.
+
+  Groups of one device, which need no communication, are left out. Of branches all are counted.
+
+  Args:
+    hlo: what `compiled.as_text()` gives.
+
+  Raises:
+    ValueError: if the text has no entry, or a collective in it cannot be read.
+  """
+  hlo = re.sub(r"/\*.*?\*/", "", hlo)
+  header = re.search(r"num_partitions=(\d+)", hlo.partition("\n")[0])
+  partitions = int(header[1]) if header else 1
+  bodies = {
+    match[2]: match[3].splitlines()
+    for match in re.finditer(r"^(ENTRY )?(%\S+) .*\{\n((?:.*\n)*?)\}", hlo, re.MULTILINE)
+  }
+  entry = re.search(r"^ENTRY (%\S+) ", hlo, re.MULTILINE)
+  if entry is None:
+    raise ValueError("this is no HLO module: it has no entry")
+  return list(_walk(bodies, entry[1], partitions, 1, True))
+
+
+def _walk(
+  bodies: dict[str, list[str]], name: str, partitions: int, times: int, is_bounded: bool
+) -> Iterator[Collective]:
+  for line in bodies[name]:
+    match = _INSTRUCTION.match(line)
+    if match is None:
+      continue
+    shape, opcode = _split(line[match.end() :])
+    kind = opcode.removesuffix("-start")
+    if kind in KINDS:
+      collective = _read(line, kind, shape, opcode != kind, partitions)
+      if collective.devices > 1:
+        yield dataclasses.replace(collective, times=times, is_bounded=is_bounded)
+    elif not opcode.endswith(("-done", "-update")):  # they name the start's computation again
+      trips = _TRIPS.search(line)
+      count, is_known = int(trips[1]) if trips else 1, opcode != "while" or trips is not None
+      for called in _called(line):
+        yield from _walk(bodies, called, partitions, times * count, is_bounded and is_known)
+
+
+def _split(text: str) -> tuple[str, str]:
+  """The type and the opcode of an instruction, whose text begins with them."""
+  end = 0
+  if text.startswith("("):
+    depth = 0
+    for end, letter in enumerate(text):
+      depth += (letter == "(") - (letter == ")")
+      if not depth:
+        break
+  end = text.index(" ", end)
+  return text[:end], text[end + 1 :].partition("(")[0]
+
+
+def _called(line: str) -> list[str]:
+  """The computations that an instruction runs."""
+  names = []
+  for one, several in _CALLED.findall(line):
+    names += [one] if one else several.replace(" ", "").split(",")
+  return names
+
+
+def _read(line: str, kind: str, shape: str, is_start: bool, partitions: int) -> Collective:
+  devices = 2 if kind == "collective-permute" else _group_size(line, partitions)
+  found = [
+    (dtype, tuple(int(n) for n in dims.split(",") if n)) for dtype, dims in _ARRAY.findall(shape)
+  ]
+  if is_start and kind == "collective-permute":
+    found = found[1:2]  # operand, result, and what the runtime needs
+  elif is_start and kind == "all-gather":
+    found = found[len(found) // 2 :]  # the operands, then the results
+  if not found:
+    raise ValueError(f"no array in {line}")
+  if kind == "reduce-scatter":
+    axis = int(_search(r"dimensions=\{(\d+)", line)[1])
+    found = [(d, (*s[:axis], s[axis] * devices, *s[axis + 1 :])) for d, s in found]
+  sources = _sources(line, len(found))
+  arrays = tuple(Array(*array, source) for array, source in zip(found, sources, strict=True))
+  return Collective(kind, arrays, devices, 1, True)
+
+
+def _group_size(line: str, partitions: int) -> int:
+  """Devices in each group: of {{0,1},{2,3}}, [2,2]<=[4], or mesh['a'=2,'b'=2] {'b'}."""
+  groups = _search(r"replica_groups=(\S+?\](?: \{[^}]*\})?|\{\}|\{\{[^}]*\})", line)[1]
+  if groups.startswith("mesh"):
+    sizes = {name: int(size) for name, size in re.findall(r"('\w+')=(\d+)", groups)}
+    axes = re.findall(r"('\w+')(?::\(\d+\)(\d+))?", groups.partition("] ")[2])
+    return math.prod(int(part) if part else sizes[name] for name, part in axes)
+  if groups.startswith("["):
+    return int(_search(r"\[\d+,(\d+)\]", groups)[1])
+  return partitions if groups == "{}" else groups.count(",") + 1
+
+
+def _sources(line: str, count: int) -> list[str]:
+  """One name for each array; the compiler joins those of the collectives that it combines."""
+  match = re.search(r'op_name="([^"]*)"', line)
+  name = match[1] if match else ""
+  prefix, _, joined = name.partition("(")[0], *name.partition("/(")[1:]
+  names = [f"{prefix}/{part}" for part in joined.removesuffix(")").split(":")]
+  return names if len(names) == count > 1 else [name] * count
+
+
+def _bits(dtype: str) -> int:
+  match = re.search(r"\d+", dtype)
+  return _BITS.get(dtype) or (int(match[0]) if match else 0)
+
+
+def _search(pattern: str, text: str) -> re.Match[str]:
+  match = re.search(pattern, text)
+  if match is None:
+    raise ValueError(f"{pattern} is not in {text}")
+  return match

@@ -1,0 +1,155 @@
+"""What a train step on several devices costs, from the compiler's own account; nothing is run.
+
+Command, from the repository's root:
+  JAX_NUM_CPU_DEVICES=8 JAX_PLATFORMS=cpu python -m benchmarks.scaling [--out=scaling.json]
+    [--config=configs/imagenet_1536_20.py] [--devices=1,2,4,8] [--batch_per_device=2] [--fsdp]
+
+The global batch grows with the devices, and a group of BatchNorm and Mixup is one device's share
+of it, as in the recipe with 64 images on each of its GPUs. Of each collective in the optimised
+program: how often a step runs it, its payload on one device (the whole array, also of those that
+gather or scatter it), and the bytes that one device sends in a ring. The compiler's own counts of
+operations and bytes leave out custom calls and all but one turn of each loop.
+"""
+
+from collections import defaultdict
+import json
+import pathlib
+import re
+import time
+from typing import Any
+
+from absl import app, flags
+import jax
+from ml_collections import config_dict
+
+from benchmarks.collectives import Array, collectives
+from benchmarks.lowered import lower_train_step
+from convmixer_jax import config as config_lib
+from convmixer_jax import mesh as mesh_lib
+
+GRADIENTS, PARAMETERS, STATISTICS = "gradients", "parameters", "BatchNorm statistics"
+METRICS, OTHER = "metrics and norms", "other"
+
+
+def part(kind: str, array: Array, parameter_sizes: set[int]) -> str:
+  """Which part of the step a collective is for.
+
+  Args:
+    kind: of `collectives.KINDS`.
+    array: that it works on.
+    parameter_sizes: numbers of elements of the model's parameters. What has none of them is
+      a map or an image, that is "other", unless it is a single number.
+  """
+  if not array.shape and array.dtype != "pred":
+    return METRICS
+  if array.size not in parameter_sizes:
+    return OTHER
+  if kind == "all-gather":
+    return PARAMETERS
+  if "transpose(" in array.source:
+    return GRADIENTS
+  return STATISTICS if "_norm" in array.source else OTHER
+
+
+def set_batch(config: config_dict.ConfigDict, devices: int, batch_per_device: int) -> None:
+  """Gives each device so many images, which are a group of BatchNorm and Mixup."""
+  config.data.batch_size = devices * batch_per_device
+  config.data.group_size = batch_per_device
+
+
+def measure(config: config_dict.ConfigDict, devices: int) -> dict[str, Any]:
+  """Compiles the step for so many devices; the row of the table, as `print_rows` explains."""
+  mesh = mesh_lib.make_mesh(jax.devices()[:devices])
+  start = time.perf_counter()
+  lowered, state = lower_train_step(config, mesh)
+  compiled = lowered.compile()
+  seconds = time.perf_counter() - start
+  sizes = {leaf.size for leaf in jax.tree.leaves(state.params)}
+  found = collectives(compiled.as_text())
+  rows: dict[tuple[str, str, int, bool], dict[str, Any]] = defaultdict(
+    lambda: {"operations": 0, "arrays": 0, "bytes": 0, "sent": 0.0, "sources": set()}
+  )
+  for collective in found:
+    parts = [part(collective.kind, array, sizes) for array in collective.arrays]
+    share = collective.traffic / collective.bytes
+    for name, array in zip(parts, collective.arrays, strict=True):
+      row = rows[collective.kind, name, collective.devices, collective.is_bounded]
+      row["arrays"] += collective.times
+      row["bytes"] += collective.times * array.bytes
+      row["sent"] += collective.times * array.bytes * share
+      row["sources"].add(re.sub(r"\d+", "*", array.source))  # the same of all blocks
+    for name in set(parts):
+      key = collective.kind, name, collective.devices, collective.is_bounded
+      rows[key]["operations"] += collective.times
+  memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+  return {
+    "devices": devices,
+    "batch": config.data.batch_size,
+    "seconds": seconds,
+    "operations": sum(c.times for c in found),
+    "flops": cost["flops"],
+    "bytes_accessed": cost["bytes accessed"],
+    "arguments": memory.argument_size_in_bytes,
+    "temporaries": memory.temp_size_in_bytes,
+    "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+    "collectives": [
+      dict(zip(("kind", "part", "group", "is_bounded"), key, strict=True), **row)
+      | {"sources": sorted(row["sources"])}
+      for key, row in rows.items()
+    ],
+  }
+
+
+def print_rows(results: list[dict[str, Any]]) -> None:
+  """Two Markdown tables: of the devices, and of the collectives.
+
+  "operations" of parts that the compiler has combined into one are counted once for each part;
+  "at least" stands before those in loops whose length nobody knows before the step.
+  """
+  print("\n| devices, images | GFLOP an image | GB accessed | arguments, GB | temporaries, GB "
+        "| collectives | compiled in, s |\n" + "|---" * 7 + "|")  # fmt: skip
+  for r in results:
+    per_image = r["flops"] * r["devices"] / r["batch"]
+    print(
+      f"| {r['devices']}, {r['batch']} | {per_image / 1e9:.0f} | {r['bytes_accessed'] / 1e9:.1f} "
+      f"| {r['arguments'] / 1e9:.3f} | {r['temporaries'] / 1e9:.2f} | {r['operations']} "
+      f"| {r['seconds']:.0f} |"
+    )
+  print("\n| devices | kind | of | for | operations | arrays | payload, MB | sent by one device, MB "
+        "|\n" + "|---" * 8 + "|")  # fmt: skip
+  for r in results:
+    for c in r["collectives"]:
+      prefix = "" if c["is_bounded"] else "at least "
+      print(
+        f"| {r['devices']} | {c['kind']} | {c['group']} | {c['part']} "
+        f"| {prefix}{c['operations']:,} | {c['arrays']:,} | {c['bytes'] / 1e6:,.3f} "
+        f"| {c['sent'] / 1e6:,.3f} |"
+      )
+  others = {s for r in results for c in r["collectives"] if c["part"] == OTHER for s in c["sources"]}
+  print("\nOther collectives come from:", *sorted(others) or ["nothing, there are none"], sep="\n  ")
+
+
+def main(argv: list[str]) -> None:
+  """Prints the tables and writes them as JSON."""
+  del argv
+  arguments = flags.FLAGS
+  results = []
+  for devices in map(int, arguments.devices):
+    config = config_lib.read(pathlib.Path(arguments.config))
+    set_batch(config, devices, arguments.batch_per_device)
+    results.append(measure(config, devices))
+  device = jax.devices()[0].device_kind
+  print(f"{arguments.config}, JAX {jax.__version__}, compiled for {device}")
+  print_rows(results)
+  if arguments.out:
+    settings = {"config": arguments.config, "jax": jax.__version__, "device": device}
+    text = json.dumps(settings | {"results": results}, indent=1)
+    pathlib.Path(arguments.out).write_text(text + "\n")
+
+
+if __name__ == "__main__":
+  flags.DEFINE_string("config", "configs/imagenet_1536_20.py", "Of the model and the optimiser.")
+  flags.DEFINE_list("devices", ["1", "2", "4", "8"], "Numbers of devices.")
+  flags.DEFINE_integer("batch_per_device", 2, "Images of one device: an even number.")
+  flags.DEFINE_string("out", "", "File for the JSON.")
+  app.run(main)

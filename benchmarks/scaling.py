@@ -125,8 +125,12 @@ def print_rows(results: list[dict[str, Any]]) -> None:
         f"| {prefix}{c['operations']:,} | {c['arrays']:,} | {c['bytes'] / 1e6:,.3f} "
         f"| {c['sent'] / 1e6:,.3f} |"
       )
-  others = {s for r in results for c in r["collectives"] if c["part"] == OTHER for s in c["sources"]}
-  print("\nOther collectives come from:", *sorted(others) or ["nothing, there are none"], sep="\n  ")
+  others = {
+    s for r in results for c in r["collectives"] if c["part"] == OTHER for s in c["sources"]
+  }
+  print(
+    "\nOther collectives come from:", *sorted(others) or ["nothing, there are none"], sep="\n  "
+  )
 
 
 def main(argv: list[str]) -> None:

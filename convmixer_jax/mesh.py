@@ -77,8 +77,8 @@ def describe(mesh: Mesh, params: Any) -> str:
   is_cut = [not sharding.is_fully_replicated for sharding in shardings]
   device = mesh.devices.flat[0]
   text = (
-    f"{mesh.size} x {device.device_kind} in {jax.process_count()} processes, as "
-    f"data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']}; {sum(sizes):,} parameters"
+    f"mesh of {mesh.size} x {device.device_kind}: data={mesh.shape['data']}, "
+    f"fsdp={mesh.shape['fsdp']}; {sum(sizes):,} parameters"
   )
   if not any(is_cut):
     return f"{text}, a copy on each device"

@@ -95,9 +95,7 @@ def test_loops_count_each_turn(mesh):
   def until_large(x):
     return jax.lax.while_loop(lambda x: x[0] < 9, lambda x: jax.lax.psum(x, "columns"), x)
 
-  local = functools.partial(
-    jax.shard_map, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False
-  )
+  local = functools.partial(jax.shard_map, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
   x = jax.ShapeDtypeStruct((6,), jnp.float32, sharding=NamedSharding(mesh, P()))
   counted = found_in(local(sums), x)
   assert sum(c.times * c.bytes for c in counted) == 3 * 5 * 6 * 4

@@ -58,7 +58,7 @@ def make_augment(config) -> Callable[[np.ndarray], np.ndarray]:
       return pixels
     image = PIL.Image.fromarray(np.ascontiguousarray(pixels))
     settings = (int(policy.layers), int(policy.magnitude))
-    return np.asarray(pillow_augment.torchvision_rand_augment(image, rng, *settings))
+    return np.asarray(pillow_augment.torchvision_rand_augment(image, *settings, rng))
 
   return lambda images: np.stack([one(image) for image in images])
 

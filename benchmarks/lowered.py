@@ -3,8 +3,8 @@
 import functools
 
 import jax
-from jax.sharding import Mesh
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from convmixer_jax import mesh as mesh_lib

@@ -7,6 +7,7 @@ and computes the activation anew.
 
 from collections.abc import Callable
 import functools
+from typing import NamedTuple
 
 import jax
 from jax import lax
@@ -55,6 +56,17 @@ ACTIVATIONS: dict[str, tuple[Callable, Callable]] = {
 }
 
 
+class Groups(NamedTuple):
+  """So many images in a row are a group.
+
+  Nothing is cut out of the maps for it: each image's sums are added up by group, and an image
+  takes its group's statistics. So the maps of a group may lie on several devices.
+  """
+
+  batch_axis: int
+  size: int
+
+
 def act_norm(
   x: jax.Array,
   activation: str,
@@ -64,6 +76,7 @@ def act_norm(
   channel_axis: int,
   pre_bias: jax.Array | None = None,
   epsilon: float = 1e-5,
+  groups: Groups | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """activation(x + pre_bias), normalised over all axes but the channels', as in training.
 
@@ -75,17 +88,18 @@ def act_norm(
     pre_bias: float32 [channels], bias of the convolution that made x, or None; here it costs no
       pass over memory of its own.
     epsilon: added to the variance.
+    groups: of images that are normalised each by themselves; None for one.
 
   Returns:
     The normalised maps, shape and dtype of x, and the float32 [channels] mean and biased variance
-    of the activations. Under a sharded `jit` these span the global batch.
+    of the activations, or [groups, channels]. Under a sharded `jit` these span the global batch.
 
   Raises:
     ValueError: if a vector is not [channels], or `channel_axis` or `activation` does not exist.
   """
   pre_bias = jnp.zeros_like(bias) if pre_bias is None else pre_bias
   axis = _checked_axis(x, activation, channel_axis, scale=scale, bias=bias, pre_bias=pre_bias)
-  return _act_norm(x, scale, bias, pre_bias, activation, axis, epsilon)
+  return _act_norm(x, scale, bias, pre_bias, activation, axis, epsilon, groups)
 
 
 def act_affine(
@@ -122,7 +136,7 @@ def _checked_axis(x: jax.Array, activation: str, channel_axis: int, **vectors: j
   return channel_axis % x.ndim
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
 def _act_norm(
   x: jax.Array,
   scale: jax.Array,
@@ -131,56 +145,90 @@ def _act_norm(
   activation: str,
   axis: int,
   epsilon: float,
+  groups: Groups | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   activated = ACTIVATIONS[activation][0](_biased(x, pre_bias, axis))
   # Both sums in one pass over x. In float32 E[a*a] - E[a]^2 is safe here, since the mean of an
   # activation is of the order of its deviation; rounding can leave it slightly negative.
-  count = x.size // x.shape[axis]
-  mean = _channel_sum(activated, axis) / count
-  var = jnp.maximum(_channel_sum(activated * activated, axis) / count - mean * mean, 0)
-  y = _normalized(activated, scale, bias, mean, lax.rsqrt(var + epsilon), axis)
+  count = _count(x, axis, groups)
+  mean = _channel_sum(activated, axis, groups) / count
+  var = _channel_sum(activated * activated, axis, groups) / count - mean * mean
+  var = jnp.maximum(var, 0)
+  y = _normalized(activated, scale, bias, mean, lax.rsqrt(var + epsilon), axis, groups)
   return y.astype(x.dtype), mean, var
 
 
-def _forward(x, scale, bias, pre_bias, activation, axis, epsilon):
-  y, mean, var = _act_norm(x, scale, bias, pre_bias, activation, axis, epsilon)
+def _forward(x, scale, bias, pre_bias, activation, axis, epsilon, groups):
+  y, mean, var = _act_norm(x, scale, bias, pre_bias, activation, axis, epsilon, groups)
   return (y, mean, var), (x, scale, pre_bias, mean, lax.rsqrt(var + epsilon))
 
 
-def _backward(activation, axis, epsilon, residuals, grads):
+def _backward(activation, axis, epsilon, groups, residuals, grads):
   del epsilon  # it is in the deviation
   x, scale, pre_bias, mean, inverse_std = residuals
   y_grad, mean_grad, var_grad = grads
   y_grad = y_grad.astype(jnp.float32)
-  count = x.size // x.shape[axis]
+  count = _count(x, axis, groups)
   activated, derivative = ACTIVATIONS[activation][1](_biased(x, pre_bias, axis))
-  bias_grad = _channel_sum(y_grad, axis)
-  scale_grad = inverse_std * (_channel_sum(y_grad * activated, axis) - mean * bias_grad)
+  bias_grad = _channel_sum(y_grad, axis, groups)
+  product = _channel_sum(y_grad * activated, axis, groups)
+  scale_grad = inverse_std * (product - mean * bias_grad)
   # The gradient of the activation is linear in y_grad and the activation, its coefficients
   # being the channel's.
-  slope = scale * inverse_std
+  slope = jnp.broadcast_to(scale, mean.shape) * inverse_std
   activated_slope = (2 * var_grad - slope * inverse_std * scale_grad) / count
   offset = (mean_grad - slope * bias_grad) / count - activated_slope * mean
   slope, activated_slope, offset = (
-    _along(vector, axis, x.ndim) for vector in (slope, activated_slope, offset)
+    _along(vector, axis, x, groups) for vector in (slope, activated_slope, offset)
   )
   x_grad = (slope * y_grad + activated_slope * activated + offset) * derivative
-  return x_grad.astype(x.dtype), scale_grad, bias_grad, _channel_sum(x_grad, axis)
+  pre_bias_grad = _channel_sum(x_grad, axis, groups)
+  vectors = (scale_grad, bias_grad, pre_bias_grad)
+  return x_grad.astype(x.dtype), *(v.sum(0) if groups else v for v in vectors)
 
 
 _act_norm.defvjp(_forward, _backward)
 
 
 def _biased(x: jax.Array, pre_bias: jax.Array, axis: int) -> jax.Array:
-  return x.astype(jnp.float32) + _along(pre_bias, axis, x.ndim)
+  return x.astype(jnp.float32) + _along(pre_bias, axis, x)
 
 
-def _channel_sum(x: jax.Array, axis: int) -> jax.Array:
-  return x.sum([a for a in range(x.ndim) if a != axis])
+def _count(x: jax.Array, axis: int, groups: Groups | None) -> int:
+  """Elements of a channel, or of a channel in a group."""
+  count = x.size // x.shape[axis]
+  return count * groups.size // x.shape[groups.batch_axis] if groups else count
 
 
-def _along(vector: jax.Array, axis: int, ndim: int) -> jax.Array:
-  return lax.expand_dims(vector, [a for a in range(ndim) if a != axis])
+def _channel_sum(x: jax.Array, axis: int, groups: Groups | None = None) -> jax.Array:
+  """[channels], or [groups, channels]."""
+  kept = (axis,) if groups is None else (axis, groups.batch_axis)
+  total = x.sum([a for a in range(x.ndim) if a not in kept])
+  if groups is None:
+    return total
+  letters = "cb" if axis < groups.batch_axis else "bc"
+  return _einsum(f"gb,{letters}->gc", _membership(x, groups), total)
+
+
+def _along(vector: jax.Array, axis: int, x: jax.Array, groups: Groups | None = None) -> jax.Array:
+  """A vector of `_channel_sum`'s shape, or [channels], with the rank of the maps `x`."""
+  if vector.ndim == 1 or groups is None:
+    return lax.expand_dims(vector, [a for a in range(x.ndim) if a != axis])
+  letters = "cb" if axis < groups.batch_axis else "bc"
+  of_image = _einsum(f"gb,gc->{letters}", _membership(x, groups), vector)
+  kept = (axis, groups.batch_axis)
+  return lax.expand_dims(of_image, [a for a in range(x.ndim) if a not in kept])
+
+
+def _membership(x: jax.Array, groups: Groups) -> jax.Array:
+  """Float32 [groups, images]: 1 where the image is of the group."""
+  shape = (x.shape[groups.batch_axis] // groups.size, x.shape[groups.batch_axis])
+  group, image = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
+  return (image // groups.size == group).astype(jnp.float32)
+
+
+def _einsum(text: str, *arrays: jax.Array) -> jax.Array:
+  return jnp.einsum(text, *arrays, precision=lax.Precision.HIGHEST)
 
 
 def _normalized(
@@ -190,7 +238,9 @@ def _normalized(
   mean: jax.Array,
   inverse_std: jax.Array,
   axis: int,
+  groups: Groups | None = None,
 ) -> jax.Array:
+  scale, bias = (jnp.broadcast_to(vector, mean.shape) for vector in (scale, bias))
   slope = scale * inverse_std
-  offset = _along(bias - mean * slope, axis, activated.ndim)
-  return activated * _along(slope, axis, activated.ndim) + offset
+  offset = _along(bias - mean * slope, axis, activated, groups)
+  return activated * _along(slope, axis, activated, groups) + offset

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from convmixer_jax.act_norm import act_affine, act_norm
+from convmixer_jax.act_norm import Groups, act_affine, act_norm
 
 # How weights are drawn before training.
 INITIALIZERS = ("torch", "glorot")
@@ -22,18 +22,17 @@ class Weights(nn.Module):
   """
 
   initializer: str
-  dtype: jax.typing.DTypeLike = jnp.float32
   param_dtype: jax.typing.DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, *shape: int) -> tuple[jax.Array, jax.Array]:
-    """The kernel, of this shape in `dtype`, and the bias, `shape[-1:]` in `param_dtype`."""
+    """The kernel, of this shape, and the bias, `shape[-1:]`."""
     init_kernel = init_bias = _uniform(1 / math.sqrt(math.prod(shape[:-1])))
     if self.initializer == "glorot":
       init_kernel, init_bias = nn.initializers.glorot_uniform(), nn.initializers.zeros
     kernel = self.param("kernel", init_kernel, shape, self.param_dtype)
     bias = self.param("bias", init_bias, shape[-1:], self.param_dtype)
-    return kernel.astype(self.dtype), bias
+    return kernel, bias
 
 
 def _uniform(bound: float) -> nn.initializers.Initializer:
@@ -48,7 +47,8 @@ class ActNorm(nn.Module):
   """The bias of the layer before, the activation, then BatchNorm, as PyTorch does it.
 
   Statistics are kept in float32, their variance unbiased. Under `jit` over a sharded batch they
-  are those of the global batch, or of its groups, whatever the number of devices.
+  are those of the global batch, or of its groups, whatever the number of devices: `shards`, which
+  only decides how groups are made of the maps.
   """
 
   activation: str
@@ -56,6 +56,7 @@ class ActNorm(nn.Module):
   group_size: int | None
   momentum: float
   epsilon: float
+  shards: int
   param_dtype: jax.typing.DTypeLike = jnp.float32
 
   @nn.compact
@@ -74,24 +75,30 @@ class ActNorm(nn.Module):
       return act_affine(x, self.activation, **vectors, **settings)
     if self.is_initializing():  # its batch is no whole group
       return act_norm(x, self.activation, **vectors, **settings)[0]
-    batch_axis = self.layout.index("b")
-    groups = _split_groups(x, self.group_size, batch_axis)
-
-    def normalize(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-      return act_norm(x, self.activation, **vectors, **settings)
-
-    y, mean_gc, var_gc = jax.vmap(normalize, batch_axis, (batch_axis, 0, 0))(groups)
+    y, mean_gc, var_gc = self._normalize_groups(x, **vectors, **settings)
     count = x.size // len(mean_gc) // dim
     unbiased_gc = var_gc * (count / max(count - 1, 1))
     mean_ra.value = self.momentum * mean_ra.value + (1 - self.momentum) * mean_gc.mean(0)
     var_ra.value = self.momentum * var_ra.value + (1 - self.momentum) * unbiased_gc.mean(0)
-    return y.reshape(x.shape)
+    return y
 
+  def _normalize_groups(
+    self, x: jax.Array, **settings: Any
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The maps, and mean and variance [groups, channels]."""
+    batch_axis = self.layout.index("b")
+    batch = x.shape[batch_axis]
+    size = self.group_size or batch
+    if batch % size:
+      raise ValueError(f"a batch of {batch} images cannot be cut into groups of group_size={size}")
+    if size < batch and batch // self.shards % size:  # some groups lie on several devices
+      groups = Groups(batch_axis, size)
+      return act_norm(x, self.activation, groups=groups, **settings)
 
-def _split_groups(x: jax.Array, group_size: int | None, batch_axis: int) -> jax.Array:
-  """Cuts the batch axis into [groups, group_size], or into one group."""
-  batch = x.shape[batch_axis]
-  size = group_size or batch
-  if batch % size:
-    raise ValueError(f"a batch of {batch} images cannot be cut into groups of group_size={size}")
-  return x.reshape(*x.shape[:batch_axis], batch // size, size, *x.shape[batch_axis + 1 :])
+    def normalize(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+      return act_norm(x, self.activation, **settings)
+
+    shape = (*x.shape[:batch_axis], batch // size, size, *x.shape[batch_axis + 1 :])
+    axes = (batch_axis, 0, 0)
+    y, mean_gc, var_gc = jax.vmap(normalize, batch_axis, axes)(x.reshape(shape))
+    return y.reshape(x.shape), mean_gc, var_gc

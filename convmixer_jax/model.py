@@ -46,19 +46,20 @@ class Block(nn.Module):
     k, dim = self.kernel_size, x.shape[self.layout.index("c")]
 
     kernel, bias = self.weights(name="depthwise")(k, k, 1, dim)
-    y = self._convolve(x, kernel[:, :, 0])
+    y = self._mix_positions(x, kernel[:, :, 0])
     x = x + self.norm(name="depthwise_norm")(y, bias, train)
 
     kernel, bias = self.weights(name="pointwise")(1, 1, dim, dim)
     y = _mix_channels(x, kernel[0, 0], self.layout)
     return self.norm(name="pointwise_norm")(y, bias, train)
 
-  def _convolve(self, x: jax.Array, kernel_hwc: jax.Array) -> jax.Array:
+  def _mix_positions(self, x: jax.Array, kernel_hwc: jax.Array) -> jax.Array:
     """The depthwise convolution, on each device of its own images."""
-    convolve = functools.partial(
-      depthwise_conv_cbhw if self.layout == "cbhw" else depthwise_conv,
-      implementation=self.depthwise,
-    )
+
+    def convolve(x: jax.Array, kernel_hwc: jax.Array) -> jax.Array:
+      function = depthwise_conv_cbhw if self.layout == "cbhw" else depthwise_conv
+      return function(x, kernel_hwc.astype(x.dtype), implementation=self.depthwise)
+
     if self.mesh is not None and not self.is_initializing():
       # The compiler cannot cut the kernels that are not its own, and would gather the batch.
       maps = PartitionSpec(*[None] * self.layout.index("b"), self.mesh.axis_names)
@@ -132,8 +133,7 @@ class ConvMixer(nn.Module):
     ):
       if value not in allowed:
         raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
-    types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    weights = functools.partial(Weights, self.initializer, **types)
+    weights = functools.partial(Weights, self.initializer, self.param_dtype)
     norm = functools.partial(
       ActNorm,
       self.activation,
@@ -141,6 +141,7 @@ class ConvMixer(nn.Module):
       self.group_size,
       self.norm_momentum,
       self.norm_epsilon,
+      1 if self.mesh is None else self.mesh.size,
       self.param_dtype,
     )
     self.stem = weights()
@@ -149,7 +150,7 @@ class ConvMixer(nn.Module):
     self.blocks = [Block(*block) for _ in range(self.depth)]
     if self.num_classes:
       self.head_dropout = nn.Dropout(self.dropout)
-      self.head = weights(dtype=jnp.float32)
+      self.head = weights()
 
   def features(self, image_bhwc: jax.Array, train: bool = False) -> jax.Array:
     """The map [b, h / patch_size, w / patch_size, dim] in `dtype`, before the pooling.
@@ -237,10 +238,34 @@ def _pool(x_bhwf: jax.Array) -> jax.Array:
   return x_bhwf.astype(jnp.float32).mean((1, 2))
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _mix_channels(x: jax.Array, kernel_cf: jax.Array, layout: str) -> jax.Array:
-  """The same matrix product at every position: a 1x1 convolution without its bias."""
+  """The same matrix product at every position: a 1x1 convolution without its bias.
+
+  It is of x's type; the gradient of the kernel has the kernel's own, so that what several devices
+  add up is float32.
+  """
   # Two axes each: of products with more, XLA's CPU backend transposes the gradients.
   channels, features = kernel_cf.shape
+  kernel_cf = kernel_cf.astype(x.dtype)
   if layout == "cbhw":
     return (kernel_cf.T @ x.reshape(channels, -1)).reshape(features, *x.shape[1:])
   return (x.reshape(-1, channels) @ kernel_cf).reshape(*x.shape[:-1], features)
+
+
+def _mix_channels_forward(x: jax.Array, kernel_cf: jax.Array, layout: str) -> tuple[jax.Array, Any]:
+  return _mix_channels(x, kernel_cf, layout), (x, kernel_cf)
+
+
+def _mix_channels_backward(layout: str, kept: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+  x, kernel_cf = kept
+  channels, features = kernel_cf.shape
+  sum_up = functools.partial(jnp.matmul, preferred_element_type=kernel_cf.dtype)
+  if layout == "cbhw":
+    kernel_grad = sum_up(grad.reshape(features, -1), x.reshape(channels, -1).T).T
+  else:
+    kernel_grad = sum_up(x.reshape(-1, channels).T, grad.reshape(-1, features))
+  return _mix_channels(grad, kernel_cf.T, layout), kernel_grad
+
+
+_mix_channels.defvjp(_mix_channels_forward, _mix_channels_backward)

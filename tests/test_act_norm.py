@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from convmixer_jax import mesh as mesh_lib
-from convmixer_jax.act_norm import ACTIVATIONS, act_affine, act_norm
+from convmixer_jax.act_norm import ACTIVATIONS, Groups, act_affine, act_norm
 
 EPSILON = 1e-5
 
@@ -93,6 +93,31 @@ def test_affine_equals_training_with_the_same_statistics(activation):
   y, mean, var = act_norm(x, activation, scale, bias, **settings)
   got = act_affine(x, activation, scale, bias, mean, var, **settings)
   np.testing.assert_allclose(got, y, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_groups_are_as_if_each_were_alone(axis):
+  x, *vectors = case(axis)
+  batch_axis = 0 if axis else 1
+  rng = np.random.default_rng(1)
+  grads = tuple(jnp.asarray(rng.standard_normal(s), jnp.float32) for s in (x.shape, (3, 3), (3, 3)))
+
+  def together(x, scale, bias, pre_bias):
+    groups = Groups(batch_axis, 2)
+    return act_norm(x, "gelu", scale, bias, channel_axis=axis, pre_bias=pre_bias, groups=groups)
+
+  def alone(x, scale, bias, pre_bias):
+    parts = [
+      act_norm(part, "gelu", scale, bias, channel_axis=axis, pre_bias=pre_bias)
+      for part in jnp.split(x, 3, axis=batch_axis)
+    ]
+    maps, means, variances = zip(*parts, strict=True)
+    return jnp.concatenate(maps, batch_axis), jnp.stack(means), jnp.stack(variances)
+
+  got, got_vjp = jax.vjp(together, x, *vectors)
+  want, want_vjp = jax.vjp(alone, x, *vectors)
+  for a, b in zip((*got, *got_vjp(grads)), (*want, *want_vjp(grads)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_sharded_statistics_span_the_global_batch():

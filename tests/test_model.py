@@ -336,3 +336,21 @@ def test_remat_in_bfloat16_has_the_gradients_of_the_plain_model():
     return jax.jit(jax.grad(loss_fn))(golden["before"]["params"])
 
   assert_trees_close(gradient(True), gradient(False), 5e-3)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_of_products_in_bfloat16_are_not_rounded_to_it(layout):
+  """So devices that add up theirs do not add up eight bits of each."""
+  golden = load("gelu_odd")
+  model = MODELS["gelu_odd"].clone(dtype="bfloat16", layout=layout)
+
+  def loss_fn(params):
+    variables = {**golden["before"], "params": params}
+    logits, _ = model.apply(variables, golden["image"], train=True, mutable=["batch_stats"])
+    return cross_entropy(logits, golden["label"])
+
+  gradient = jax.grad(loss_fn)(golden["before"]["params"])
+  for layer in (gradient["stem"], gradient["blocks_1"]["pointwise"]):
+    kernel = layer["kernel"]
+    assert kernel.dtype == jnp.float32
+    assert (kernel != kernel.astype(jnp.bfloat16)).mean() > 0.9

@@ -91,6 +91,18 @@ def test_groups_of_one_device_need_no_messages_but_the_gradient(config, settings
   assert collectives(config) == ["all-reduce"]
 
 
+@pytest.mark.parametrize(("batch", "group_size"), [(80, 16), (64, 16)])
+def test_groups_on_several_devices_send_their_sums_and_not_their_maps(config, batch, group_size):
+  """Ten images on each of eight devices, in groups of 16; or eight."""
+  config.data.update(batch_size=batch, group_size=group_size)
+  config.optimizer.learning_rate = 0.001
+  assert set(collectives(config)) == {"all-reduce"}
+  one, losses_one = steps(config, 5, jax.devices()[:1])
+  eight, losses_eight = steps(config, 5)
+  np.testing.assert_allclose(losses_one, losses_eight, rtol=1e-5)
+  assert_close(one.batch_stats, eight.batch_stats, 1e-4)
+
+
 def test_without_groups_the_statistics_are_sent(config):
   assert collectives(config).count("all-reduce") > 3
 

@@ -2,13 +2,16 @@
 
 Command, from the repository's root:
   JAX_NUM_CPU_DEVICES=8 JAX_PLATFORMS=cpu python -m benchmarks.scaling [--out=scaling.json]
-    [--config=configs/imagenet_1536_20.py] [--devices=1,2,4,8] [--batch_per_device=2] [--fsdp]
+    [--config=configs/imagenet_1536_20.py] [--devices=1,2,4,8] [--batch_per_device=2]
+    [--fsdp=8] [--remat] [--scan]
 
-The global batch grows with the devices, and a group of BatchNorm and Mixup is one device's share
-of it, as in the recipe with 64 images on each of its GPUs. Of each collective in the optimised
-program: how often a step runs it, its payload on one device (the whole array, also of those that
-gather or scatter it), and the bytes that one device sends in a ring. The compiler's own counts of
-operations and bytes leave out custom calls and all but one turn of each loop.
+So many devices, at most, as --fsdp says share one copy of the parameters and the optimiser's
+state; --remat and --scan are as in the config. The global batch grows with the devices, and a group
+of BatchNorm and Mixup is one device's share of it, as in the recipe with 64 images on each of its
+GPUs. Of each collective in the optimised program: how often a step runs it, its payload on one
+device (the whole array, also of those that gather or scatter it), and the bytes that one device
+sends in a ring. The compiler's own counts of operations and bytes leave out custom calls and all
+but one turn of each loop.
 """
 
 from collections import defaultdict
@@ -59,7 +62,7 @@ def set_batch(config: config_dict.ConfigDict, devices: int, batch_per_device: in
 
 def measure(config: config_dict.ConfigDict, devices: int) -> dict[str, Any]:
   """Compiles the step for so many devices; the row of the table, as `print_rows` explains."""
-  mesh = mesh_lib.make_mesh(jax.devices()[:devices])
+  mesh = mesh_lib.make_mesh(jax.devices()[:devices], config.parallel.fsdp)
   start = time.perf_counter()
   lowered, state = lower_train_step(config, mesh)
   compiled = lowered.compile()
@@ -115,8 +118,8 @@ def print_rows(results: list[dict[str, Any]]) -> None:
       f"| {r['arguments'] / 1e9:.3f} | {r['temporaries'] / 1e9:.2f} | {r['operations']} "
       f"| {r['seconds']:.0f} |"
     )
-  print("\n| devices | kind | of | for | operations | arrays | payload, MB | sent by one device, MB "
-        "|\n" + "|---" * 8 + "|")  # fmt: skip
+  print("\n| devices | kind | of | for | operations | arrays | payload, MB | sent by one, MB |\n"
+        + "|---" * 8 + "|")  # fmt: skip
   for r in results:
     for c in r["collectives"]:
       prefix = "" if c["is_bounded"] else "at least "
@@ -141,12 +144,20 @@ def main(argv: list[str]) -> None:
   for devices in map(int, arguments.devices):
     config = config_lib.read(pathlib.Path(arguments.config))
     set_batch(config, devices, arguments.batch_per_device)
+    config.parallel.update(
+      fsdp=min(arguments.fsdp, devices), remat=arguments.remat, scan=arguments.scan
+    )
     results.append(measure(config, devices))
   device = jax.devices()[0].device_kind
-  print(f"{arguments.config}, JAX {jax.__version__}, compiled for {device}")
+  print(
+    f"{arguments.config}, fsdp {arguments.fsdp}, remat {arguments.remat}, scan {arguments.scan}, "
+    f"JAX {jax.__version__}, compiled for {device}"
+  )
   print_rows(results)
   if arguments.out:
-    settings = {"config": arguments.config, "jax": jax.__version__, "device": device}
+    names = ("config", "batch_per_device", "fsdp", "remat", "scan")
+    settings = {name: arguments[name].value for name in names}
+    settings |= {"jax": jax.__version__, "device": device}
     text = json.dumps(settings | {"results": results}, indent=1)
     pathlib.Path(arguments.out).write_text(text + "\n")
 
@@ -155,5 +166,8 @@ if __name__ == "__main__":
   flags.DEFINE_string("config", "configs/imagenet_1536_20.py", "Of the model and the optimiser.")
   flags.DEFINE_list("devices", ["1", "2", "4", "8"], "Numbers of devices.")
   flags.DEFINE_integer("batch_per_device", 2, "Images of one device: an even number.")
+  flags.DEFINE_integer("fsdp", 1, "Devices that share the state.")
+  flags.DEFINE_bool("remat", False, "Compute maps again for the gradient.")
+  flags.DEFINE_bool("scan", False, "Compile one block for all.")
   flags.DEFINE_string("out", "", "File for the JSON.")
   app.run(main)

@@ -25,8 +25,7 @@ def test_groups_on_a_device_leave_gradients_statistics_and_metrics_alone(configs
   """Each is summed once over the devices, and nothing else goes between them."""
   config = config_lib.read(configs / "digits.py")
   config.model.update(depth=2, dim=32)
-  scaling.set_batch(config, devices=4, batch_per_device=4)
-  row = scaling.measure(config, 4)
+  row = scaling.measure(scaling.at_size(config, devices=4, batch_per_device=4), 4)
   found = {c["part"]: c for c in row["collectives"]}
   dim, norms = 32, 2 * 2 + 1
   parameters = 3 * norms * dim + dim + 2 * (25 * dim + dim * dim) + dim * 10 + 10

@@ -119,13 +119,10 @@ def _walk(
 
 def _split(text: str) -> tuple[str, str]:
   """The type and the opcode of an instruction, whose text begins with them."""
-  end = 0
-  if text.startswith("("):
-    depth = 0
-    for end, letter in enumerate(text):
-      depth += (letter == "(") - (letter == ")")
-      if not depth:
-        break
+  depth = end = 0
+  while end == 0 or depth:  # a tuple may hold others
+    depth += (text[end] == "(") - (text[end] == ")")
+    end += 1
   end = text.index(" ", end)
   return text[:end], text[end + 1 :].partition("(")[0]
 
@@ -159,10 +156,12 @@ def _read(line: str, kind: str, shape: str, is_start: bool, partitions: int) -> 
 
 def _group_size(line: str, partitions: int) -> int:
   """Devices in each group: of {{0,1},{2,3}}, [2,2]<=[4], or mesh['a'=2,'b'=2] {'b'}."""
-  groups = _search(r"replica_groups=(\S+?\](?: \{[^}]*\})?|\{\}|\{\{[^}]*\})", line)[1]
+  groups = _search(
+    r"replica_groups=(mesh\[[^]]*\][^{]*\{[^}]*\}|\[\d+,\d+\]|\{\}|\{\{[^}]*\})", line
+  )[1]
   if groups.startswith("mesh"):
     sizes = {name: int(size) for name, size in re.findall(r"('\w+')=(\d+)", groups)}
-    axes = re.findall(r"('\w+')(?::\(\d+\)(\d+))?", groups.partition("] ")[2])
+    axes = re.findall(r"('\w+')(?::\(\d+\)(\d+))?", groups.rpartition("{")[2])
     return math.prod(int(part) if part else sizes[name] for name, part in axes)
   if groups.startswith("["):
     return int(_search(r"\[\d+,(\d+)\]", groups)[1])
@@ -173,7 +172,7 @@ def _sources(line: str, count: int) -> list[str]:
   """One name for each array; the compiler joins those of the collectives that it combines."""
   match = re.search(r'op_name="([^"]*)"', line)
   name = match[1] if match else ""
-  prefix, _, joined = name.partition("(")[0], *name.partition("/(")[1:]
+  prefix, _, joined = name.partition("/(")
   names = [f"{prefix}/{part}" for part in joined.removesuffix(")").split(":")]
   return names if len(names) == count > 1 else [name] * count
 

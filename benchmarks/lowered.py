@@ -48,9 +48,8 @@ def lower_train_step(
       with_ema=config.optimizer.ema_decay is not None,
     )
   )
-  state = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=mesh_lib.replicated(mesh)), state
-  )
+  places = mesh_lib.cut(mesh, state)
+  state = jax.tree.map(lambda x, place: x.update(sharding=place), state, places)
   shape = functools.partial(jax.ShapeDtypeStruct, sharding=mesh_lib.sharded(mesh))
   batch = {
     "image": shape((batch_size, size, size, len(config.augment.mean)), jnp.uint8),
@@ -62,9 +61,10 @@ def lower_train_step(
     model=model,
     optimizer=optimizer,
     schedule=schedule,
-    augmentation=make_augmentation(config),
-    part_sharding=mesh_lib.sharded(mesh, axis=1),
+    augmentation=make_augmentation(config, mesh),
+    mesh=mesh if mesh.size > 1 else None,
     **of_step,
   )
-  jitted = jax.jit(step, donate_argnums=0, out_shardings=mesh_lib.replicated(mesh))
+  out = places, mesh_lib.replicated(mesh)
+  jitted = jax.jit(step, donate_argnums=0, out_shardings=out)
   return jitted.lower(state, batch), state

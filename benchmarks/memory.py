@@ -1,86 +1,72 @@
-"""Peak memory of a train step, from the compiler's own account; nothing is run.
+"""Peak memory and compile time of a train step, from the compiler's own account; nothing is run.
 
 Command, from the repository's root:
   python -m benchmarks.memory [--config=configs/imagenet_1536_20.py] [--batch_size=64]
+    [--rows=plain,ours,scan,remat,remat+scan]
 
-"plain" is the oracle of the tests: Flax's layers, left to autodiff. The figures are those of
-the backend that compiles, CPU or GPU, which is printed with them. The optimiser's state is
-counted among the arguments; donated arguments are counted once.
+"plain" is the oracle of the tests: Flax's layers, left to autodiff; "scan" and "remat" are ours
+with these settings of `config.parallel`. The figures are those of the backend that compiles, CPU
+or GPU, which is printed with them. The batch is one group of BatchNorm and Mixup. The optimiser's
+state is counted among the arguments; donated arguments are counted once.
 """
 
-import functools
 import pathlib
 import time
 
 from absl import app, flags
 import jax
-import jax.numpy as jnp
+from ml_collections import config_dict
 
+from benchmarks.lowered import lower_train_step
 from convmixer_jax import config as config_lib
 from convmixer_jax import mesh as mesh_lib
-from convmixer_jax.inputs import make_augmentation
-from convmixer_jax.optim import make_optimizer, make_schedule
-from convmixer_jax.state import create_state, make_model
-from convmixer_jax.step import train_step
+from convmixer_jax.state import make_model
 from tests.plain_convmixer import PlainConvMixer
 
+ROWS = ("plain", "ours", "scan", "remat", "remat+scan")
 
-def measure(name: str, model, config) -> None:
-  """Prints one line."""
-  schedule = make_schedule("onecycle", peak=0.01, epochs=150, steps_per_epoch=2001)
-  optimizer = make_optimizer(schedule, weight_decay=2e-5, decay="kernels", clip_norm=1.0)
-  size, batch_size = config.data.image_size, flags.FLAGS.batch_size
+
+def measure(name: str, config: config_dict.ConfigDict) -> None:
+  """Prints one row of a Markdown table."""
   mesh = mesh_lib.make_mesh(jax.devices()[:1])
-  state = jax.eval_shape(
-    lambda: create_state(model, optimizer, mesh, seed=0, image_shape=(size, size, 3))
-  )
-  batch = {
-    "image": jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8),
-    "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
-    "mask": jax.ShapeDtypeStruct((batch_size,), jnp.float32),
-  }
-  step = functools.partial(
-    train_step,
-    model=model,
-    optimizer=optimizer,
-    schedule=schedule,
-    augmentation=make_augmentation(config, mesh),
-  )
+  config.parallel.update(remat="remat" in name, scan="scan" in name)
+  model = make_model(config, mesh)
+  if name == "plain":
+    names = ("dim", "depth", "kernel_size", "patch_size", "num_classes", "activation", "dtype")
+    model = PlainConvMixer(*(getattr(model, name) for name in names))
   start = time.perf_counter()
-  compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
-  seconds = time.perf_counter() - start
+  lowered, _ = lower_train_step(config, mesh, model)
+  lowered_at = time.perf_counter()
+  compiled = lowered.compile()
+  end = time.perf_counter()
   memory = compiled.memory_analysis()
   arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
   outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
-  total = arguments + temporaries + outputs
+  sizes = (arguments, temporaries, arguments + temporaries + outputs)
   print(
-    f"{name}: arguments {arguments / 2**30:.2f} GiB, temporaries {temporaries / 2**30:.2f} GiB, "
-    f"peak {total / 2**30:.2f} GiB; compiled in {seconds:.0f} s",
+    f"| {name} | {' | '.join(f'{size / 2**30:.2f} GiB' for size in sizes)} "
+    f"| {lowered_at - start:.1f} | {end - lowered_at:.1f} |",
     flush=True,
   )
 
 
 def main(argv: list[str]) -> None:
-  """Both models."""
+  """All rows."""
   del argv
-  config = config_lib.read(pathlib.Path(flags.FLAGS.config))
-  model = make_model(config, mesh_lib.make_mesh())
-  plain = PlainConvMixer(
-    model.dim,
-    model.depth,
-    model.kernel_size,
-    model.patch_size,
-    model.num_classes,
-    model.activation,
-    model.dtype,
+  arguments = flags.FLAGS
+  print(
+    f"{arguments.config}, batch {arguments.batch_size}, JAX {jax.__version__}, compiled for "
+    f"{jax.devices()[0].device_kind}\n\n"
+    "| | arguments | temporaries | peak | lowered in, s | compiled in, s |\n" + "|---" * 6 + "|"
   )
-  print(f"{flags.FLAGS.config}, batch {flags.FLAGS.batch_size}, JAX {jax.__version__}", end=", ")
-  print(f"compiled for {jax.devices()[0].device_kind}")
-  measure("ours", model, config)
-  measure("plain", plain, config)
+  for name in arguments.rows:
+    config = config_lib.read(pathlib.Path(arguments.config))
+    config.data.batch_size = config.data.group_size = arguments.batch_size
+    measure(name, config)
 
 
 if __name__ == "__main__":
   flags.DEFINE_string("config", "configs/imagenet_1536_20.py", "Of the model and the optimiser.")
   flags.DEFINE_integer("batch_size", 64, "Images in the step.")
+  flags.DEFINE_list("rows", list(ROWS), f"Some of {', '.join(ROWS)}.")
   app.run(main)

@@ -26,6 +26,14 @@ MODELS = {
 }
 
 
+def work(dim: int, depth: int, kernel: int, patch: int, size: int) -> tuple[float, float, float]:
+  """Training on one image: operations pointwise, operations depthwise, bytes moved."""
+  positions = (size // patch) ** 2
+  pointwise = 3 * 2 * positions * (depth * dim**2 + dim * 3 * patch**2)
+  depthwise = 3 * 2 * positions * depth * dim * kernel**2
+  return pointwise, depthwise, 2 * positions * dim * (MAPS_PER_BLOCK * depth)
+
+
 def main(argv: list[str]) -> None:
   """Prints a Markdown table."""
   del argv
@@ -33,11 +41,8 @@ def main(argv: list[str]) -> None:
              "CUDA cores, us", "memory, us", "sum, images/s", "memory alone, images/s")  # fmt: skip
   print(f"| {' | '.join(columns)} |")
   print("|" + "---|" * 9)
-  for name, (dim, depth, kernel, patch, size) in MODELS.items():
-    positions = (size // patch) ** 2
-    pointwise = 3 * 2 * positions * (depth * dim**2 + dim * 3 * patch**2)
-    depthwise = 3 * 2 * positions * depth * dim * kernel**2
-    moved = 2 * positions * dim * (MAPS_PER_BLOCK * depth)
+  for name, sizes in MODELS.items():
+    pointwise, depthwise, moved = work(*sizes)
     matrix, vector, memory = pointwise / MATRIX, depthwise / VECTOR, moved / MEMORY
     print(
       f"| {name} | {pointwise / 1e9:.1f} | {depthwise / 1e9:.2f} | {moved / 1e9:.3f} "

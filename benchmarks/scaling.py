@@ -2,13 +2,15 @@
 
 Command, from the repository's root:
   JAX_NUM_CPU_DEVICES=8 JAX_PLATFORMS=cpu python -m benchmarks.scaling [--out=scaling.json]
-    [--config=configs/imagenet_1536_20.py] [--devices=1,2,4,8] [--batch_per_device=2] [--fsdp]
+    [--config=configs/imagenet_1536_20.py] [--config.parallel.fsdp=8] [--config...]
+    [--devices=1,2,4,8] [--batch_per_device=2] [--group_size=2]
 
 The global batch grows with the devices, and a group of BatchNorm and Mixup is one device's share
-of it, as in the recipe with 64 images on each of its GPUs. Of each collective in the optimised
-program: how often a step runs it, its payload on one device (the whole array, also of those that
-gather or scatter it), and the bytes that one device sends in a ring. The compiler's own counts of
-operations and bytes leave out custom calls and all but one turn of each loop.
+of it if --group_size does not say otherwise, as in the recipe with 64 images on each of its GPUs.
+The state is shared by all devices if there are fewer than config.parallel.fsdp. Of each collective
+in the optimised program: how often a step runs it, its payload on one device (the whole array, also
+of those that gather or scatter it), and the bytes that one device sends in a ring. The compiler's
+own counts of operations and bytes leave out custom calls and all but one turn of each loop.
 """
 
 from collections import defaultdict
@@ -20,11 +22,10 @@ from typing import Any
 
 from absl import app, flags
 import jax
-from ml_collections import config_dict
+from ml_collections import config_dict, config_flags
 
 from benchmarks.collectives import Array, collectives
 from benchmarks.lowered import lower_train_step
-from convmixer_jax import config as config_lib
 from convmixer_jax import mesh as mesh_lib
 
 GRADIENTS, PARAMETERS, STATISTICS = "gradients", "parameters", "BatchNorm statistics"
@@ -51,15 +52,20 @@ def part(kind: str, array: Array, parameter_sizes: set[int]) -> str:
   return STATISTICS if "_norm" in array.source else OTHER
 
 
-def set_batch(config: config_dict.ConfigDict, devices: int, batch_per_device: int) -> None:
-  """Gives each device so many images, which are a group of BatchNorm and Mixup."""
+def at_size(
+  config: config_dict.ConfigDict, devices: int, batch_per_device: int, group_size: int | None = None
+) -> config_dict.ConfigDict:
+  """The config with this many images on each device, by default one group of them."""
+  config = config.copy_and_resolve_references()
   config.data.batch_size = devices * batch_per_device
-  config.data.group_size = batch_per_device
+  config.data.group_size = group_size or batch_per_device
+  config.parallel.fsdp = min(config.parallel.fsdp, devices)
+  return config
 
 
 def measure(config: config_dict.ConfigDict, devices: int) -> dict[str, Any]:
   """Compiles the step for so many devices; the row of the table, as `print_rows` explains."""
-  mesh = mesh_lib.make_mesh(jax.devices()[:devices])
+  mesh = mesh_lib.make_mesh(jax.devices()[:devices], config.parallel.fsdp)
   start = time.perf_counter()
   lowered, state = lower_train_step(config, mesh)
   compiled = lowered.compile()
@@ -115,8 +121,8 @@ def print_rows(results: list[dict[str, Any]]) -> None:
       f"| {r['arguments'] / 1e9:.3f} | {r['temporaries'] / 1e9:.2f} | {r['operations']} "
       f"| {r['seconds']:.0f} |"
     )
-  print("\n| devices | kind | of | for | operations | arrays | payload, MB | sent by one device, MB "
-        "|\n" + "|---" * 8 + "|")  # fmt: skip
+  print("\n| devices | kind | of | for | operations | arrays | payload, MB | sent by one, MB |\n"
+        + "|---" * 8 + "|")  # fmt: skip
   for r in results:
     for c in r["collectives"]:
       prefix = "" if c["is_bounded"] else "at least "
@@ -139,21 +145,21 @@ def main(argv: list[str]) -> None:
   arguments = flags.FLAGS
   results = []
   for devices in map(int, arguments.devices):
-    config = config_lib.read(pathlib.Path(arguments.config))
-    set_batch(config, devices, arguments.batch_per_device)
+    config = at_size(arguments.config, devices, arguments.batch_per_device, arguments.group_size)
     results.append(measure(config, devices))
   device = jax.devices()[0].device_kind
-  print(f"{arguments.config}, JAX {jax.__version__}, compiled for {device}")
+  print(f"{arguments.config.parallel.to_dict()}, JAX {jax.__version__}, compiled for {device}")
   print_rows(results)
   if arguments.out:
-    settings = {"config": arguments.config, "jax": jax.__version__, "device": device}
+    settings = {"config": arguments.config.to_dict(), "jax": jax.__version__, "device": device}
     text = json.dumps(settings | {"results": results}, indent=1)
     pathlib.Path(arguments.out).write_text(text + "\n")
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("config", "configs/imagenet_1536_20.py", "Of the model and the optimiser.")
+  config_flags.DEFINE_config_file("config", "configs/imagenet_1536_20.py", "What to compile.")
   flags.DEFINE_list("devices", ["1", "2", "4", "8"], "Numbers of devices.")
-  flags.DEFINE_integer("batch_per_device", 2, "Images of one device: an even number.")
+  flags.DEFINE_integer("batch_per_device", 2, "Images of one device: an even number.", 1)
+  flags.DEFINE_integer("group_size", None, "Images of a group; default those of one device.", 1)
   flags.DEFINE_string("out", "", "File for the JSON.")
   app.run(main)

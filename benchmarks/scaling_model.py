@@ -1,0 +1,186 @@
+"""A model of the time of 1536/20's train step on many devices: docs/scaling.md explains it.
+
+Command, from the repository's root:
+  python -m benchmarks.scaling_model
+
+Nothing is measured here. Operations and bytes of an image are those of `benchmarks.roofline`, the
+payloads those of `benchmarks.scaling`, the devices' figures their makers'.
+"""
+
+import dataclasses
+import math
+
+from absl import app
+
+from benchmarks.roofline import MODELS, work
+
+PARAMETERS = 51_625_960
+GRADIENTS = 4 * PARAMETERS  # bytes: float32
+STATISTICS = 4 * 2 * 41 * 1536
+UPDATE_PASSES = (
+  8  # over the parameters' bytes: reads p, m, v and the gradient twice, writes p, m, v
+)
+IMAGES_PER_CORE = 936  # a second, all host work: docs/performance.md
+TRAIN_IMAGES, EPOCHS = 1_281_167, 150
+LARGEST_PART = 160  # images that a device takes at a time; more are accumulated in parts
+MAP = 2 * 32 * 32 * 1536  # bytes of one image's bfloat16 map
+# Of the peaks, what large kernels reach: matrix units, vector units, memory.
+ATTAINED = (0.80, 0.75, 0.90)
+LINE_RATE = 0.80  # of a link's peak, what a large all-reduce reaches
+# PyTorch's images/s of 1536/20 in mixed precision, published: the authors' run, 150 epochs in
+# about 9 days on ten RTX 8000; and timm's benchmark on an RTX 3090, batch 48.
+AUTHORS_RUN = EPOCHS * TRAIN_IMAGES / (9 * 86400) / 10
+TIMM_BENCHMARK = 50.1
+GOAL = 0.6
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """Peaks: bfloat16 and float32 operations/s, bytes/s of the memory, and its bytes."""
+
+  matrix: float
+  vector: float
+  memory: float
+  capacity: float
+
+  def times(self) -> list[float]:
+    """Seconds of each unit for training on one image, at its attained rate."""
+    peaks = (self.matrix, self.vector, self.memory)
+    needs = work(*MODELS["1536/20"])
+    return [need / (peak * share) for need, peak, share in zip(needs, peaks, ATTAINED, strict=True)]
+
+  def seconds(self) -> float:
+    """Training on one image if nothing overlaps."""
+    return sum(self.times())
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+  """Devices and links.
+
+  Attributes:
+    chip, devices: what and how many.
+    node: devices that `link` joins; of a TPU slice, all.
+    host: devices that one machine feeds.
+    link: bytes/s that a device sends to its neighbours, all links together.
+    network: bytes/s that each device has for itself between nodes.
+    hop: seconds that a message takes from device to device, within and between nodes.
+  """
+
+  chip: Chip
+  devices: int
+  node: int
+  host: int
+  link: float
+  network: float
+  hop: tuple[float, float]
+
+  def all_reduce(self, size: float) -> float:
+    """Seconds: scattered sums in each node, between the nodes, and gathered again."""
+    nodes = self.devices // self.node
+    inner = 2 * (self.node - 1) / self.node * size / (self.link * LINE_RATE)
+    inner += 2 * (self.node - 1) * self.hop[0]
+    if nodes == 1:
+      return inner
+    outer = 2 * (nodes - 1) / nodes * (size / self.node) / (self.network * LINE_RATE)
+    return inner + outer + 2 * (nodes - 1) * self.hop[1]
+
+
+H200 = Chip(989e12, 67e12, 4.8e12, 141e9)
+RTX_8000 = Chip(130.5e12, 16.3e12, 0.672e12, 48e9)
+V5P = Chip(459e12, 14e12, 2.765e12, 102e9)
+RTX_3090 = Chip(71e12, 35.6e12, 0.936e12, 24e9)
+SYSTEMS = {
+  "8 H200": System(H200, 8, 8, 8, 450e9, 0, (3e-6, 0)),
+  "64 H200, 400 Gb/s a GPU": System(H200, 64, 8, 8, 450e9, 50e9, (3e-6, 10e-6)),
+  "64 H200, 400 Gb/s a node": System(H200, 64, 8, 8, 450e9, 50e9 / 8, (3e-6, 10e-6)),
+  "v5p-256: 128 chips": System(V5P, 128, 128, 4, 600e9, 0, (1e-6, 0)),
+}
+
+
+def fractions() -> tuple[float, ...]:
+  """Of `Chip.seconds`: what both published figures come to, and what seems within reach."""
+  return AUTHORS_RUN * RTX_8000.seconds(), TIMM_BENCHMARK * RTX_3090.seconds(), GOAL
+
+
+def predict(system: System, batch: int, fraction: float) -> dict[str, float]:
+  """One step: milliseconds, images/s, and the efficiency against devices that are alone."""
+  images = batch / system.devices
+  parts = math.ceil(images / LARGEST_PART)
+  compute = images * system.chip.seconds() / fraction
+  reduce = parts * system.all_reduce(GRADIENTS + STATISTICS)
+  update = UPDATE_PASSES * 4 * PARAMETERS / (system.chip.memory * ATTAINED[2])
+  # At best, all but the last block's gradients go while the backward pass computes others.
+  hidden = min(19 / 20 * reduce, 2 / 3 * compute)
+  step = compute + update + reduce
+  return {
+    "images": images,
+    "parts": parts,
+    "compute": 1e3 * compute,
+    "reduce": 1e3 * reduce,
+    "update": 1e3 * update,
+    "step": 1e3 * step,
+    "rate": batch / step,
+    "alone": (compute + update) / step,
+    "overlapped": (compute + update) / (step - hidden),
+    "days": TRAIN_IMAGES * EPOCHS / (batch / step) / 86400,
+    "cores": batch / step / (system.devices / system.host) / IMAGES_PER_CORE,
+  }
+
+
+def print_steps() -> None:
+  """The steps of all systems at both batches; three figures are for the three `fractions`."""
+  names = ("system, batch", "images a device", "all-reduce, ms", "compute, ms", "images/s",
+           "efficiency, no overlap, %", "with overlap, %", "150 epochs, days",
+           "cores a host for images")  # fmt: skip
+  print(f"| {' | '.join(names)} |\n" + "|---" * len(names) + "|")
+  for name, system in SYSTEMS.items():
+    for batch in (640, 10_240):
+      steps = [predict(system, batch, fraction) for fraction in fractions()]
+      first = steps[0]
+      parts = f" in {first['parts']} parts" if first["parts"] > 1 else ""
+      cells = [
+        f"{name}, {batch:,}",
+        f"{first['images']:.0f}{parts}",
+        f"{first['reduce']:.1f}",
+        " / ".join(f"{p['compute']:,.0f}" for p in steps),
+        " / ".join(f"{p['rate']:,.0f}" for p in steps),
+        " / ".join(f"{100 * p['alone']:.1f}" for p in steps),
+        " / ".join(f"{100 * p['overlapped']:.1f}" for p in steps),
+        " / ".join(f"{p['days']:.2f}" for p in steps),
+        " / ".join(f"{p['cores']:.1f}" for p in steps),
+      ]
+      print(f"| {' | '.join(cells)} |")
+
+
+def print_memory() -> None:
+  """Bytes of one device: what is kept for the gradient, and the state."""
+  state, copy = 3 * 4 * PARAMETERS, 2 * 4 * PARAMETERS
+  print(f"\nstate {state / 1e9:.2f} GB, cut over 8 devices {state / 8e9:.2f}; parameters and "
+        f"gradients in the step {copy / 1e9:.2f} GB\n")  # fmt: skip
+  print("| images at a time | maps kept, GB | with remat, GB |\n|---|---|---|")
+  for images in (5, 10, 64, 80, 160):
+    kept = images * MAP * 4 * 20  # of each block: both convolutions' inputs and outputs
+    again = images * MAP * (20 + 2 * 4)  # each block's input, and one block with its gradients
+    print(f"| {images} | {kept / 1e9:.1f} | {again / 1e9:.1f} |")
+
+
+def main(argv: list[str]) -> None:
+  """All tables."""
+  del argv
+  for name, chip in {"H200": H200, "v5p": V5P, "RTX 8000": RTX_8000, "RTX 3090": RTX_3090}.items():
+    matrix, vector, memory = (1e6 * seconds for seconds in chip.times())
+    print(
+      f"{name}: matrix units {matrix:.0f} us, vector units {vector:.0f} us, memory {memory:.0f} us "
+      f"an image; {1 / chip.seconds():.0f} images/s if nothing overlaps"
+    )
+  print(
+    f"the authors' {AUTHORS_RUN:.1f} images/s on each RTX 8000 are {fractions()[0]:.0%} of that, "
+    f"timm's {TIMM_BENCHMARK} on an RTX 3090 {fractions()[1]:.0%}\n"
+  )
+  print_steps()
+  print_memory()
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -2,6 +2,7 @@
 # Checks the code and runs the tests: bash launch/test.sh [flags of pytest].
 set -euo pipefail
 source "$(dirname "$0")/venv.sh" test
+"${python%/*}/shellcheck" launch/*.sh launch/slurm.sbatch .ci/run
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy

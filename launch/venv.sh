@@ -1,7 +1,8 @@
+# shellcheck shell=bash
 # Sourced: makes or reuses a virtual environment with the project and the extras
 # in $1 ("test", "cuda", "test,torch", ...), and sets $python to its interpreter.
 # PYTHON chooses the interpreter to start from, VENV where the environment lies.
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
 is_supported() { "$1" -c 'import sys; exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; }
 for base in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do

@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import subprocess
+import sys
 
 # Before JAX is imported; subprocesses of the tests inherit it. The many runs of
 # the same small models compile once, and not at all the next time.
@@ -32,6 +34,24 @@ def strict():
 def configs():
   """The directory of the config files."""
   return pathlib.Path(__file__).parents[1] / "configs"
+
+
+@pytest.fixture(scope="session")
+def venv(tmp_path_factory):
+  """A directory for `VENV` that launch/venv.sh takes as installed: the tests' own Python."""
+  root = tmp_path_factory.mktemp("venv")
+  (root / "bin").mkdir()
+  (root / "bin" / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+  (root / "bin" / "python").chmod(0o755)
+  stamp = subprocess.run(
+    "cat pyproject.toml launch/constraints.txt | cksum",
+    shell=True,
+    cwd=pathlib.Path(__file__).parents[1],
+    stdout=subprocess.PIPE,
+    check=True,
+  )
+  (root / "installed.").write_bytes(stamp.stdout)
+  return root
 
 
 @pytest.fixture(scope="session")

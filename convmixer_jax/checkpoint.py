@@ -16,7 +16,7 @@ from orbax.checkpoint import checkpoint_manager as ocp_manager
 from orbax.checkpoint import checkpoint_managers as ocp_policies
 from orbax.checkpoint import checkpoint_utils, options
 
-from convmixer_jax import distributed
+from convmixer_jax import distributed, storage
 from convmixer_jax.errors import UserError
 from convmixer_jax.state import TrainState
 
@@ -184,7 +184,8 @@ def _steps(workdir: pathlib.Path) -> list[int]:
 
 
 def _directory(workdir: pathlib.Path) -> pathlib.Path:
-  return (workdir / "checkpoints").absolute()
+  directory = workdir / "checkpoints"
+  return directory if storage.is_remote(directory) else directory.absolute()
 
 
 def _as_tree(state: TrainState) -> dict[str, Any]:

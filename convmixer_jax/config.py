@@ -12,6 +12,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
+from convmixer_jax import storage
 from convmixer_jax.errors import UserError
 
 # What a run may change when it is resumed: how long it is, how it is watched, how its data are
@@ -270,9 +271,10 @@ def check_resumable(config: config_dict.ConfigDict, path: pathlib.Path) -> None:
 def write_json(config: config_dict.ConfigDict, path: pathlib.Path) -> None:
   """Writes the resolved config, in one piece; makes the directory if need be."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_suffix(".partial")
-  partial.write_text(to_json(config))
-  partial.replace(path)
+  partial = path if storage.is_remote(path) else path.with_suffix(".partial")
+  partial.write_text(to_json(config))  # an object store takes it in one piece
+  if partial != path:
+    partial.replace(path)
 
 
 def to_json(config: config_dict.ConfigDict) -> str:

@@ -70,6 +70,11 @@ def joined(
     raise  # all of them stop
   except BaseException as error:
     text = f"error: {error}\n" if isinstance(error, UserError) else traceback.format_exc()
+    if isinstance(error, jax.errors.JaxRuntimeError):
+      text += (
+        f"This may come of the end of another of the {count} processes: see what that one said. "
+        "The same command goes on from the newest checkpoint\n"
+      )
     print(f"process {index} of {count}: {text}", end="", file=sys.stderr, flush=True)
     if index == 0:
       time.sleep(2)  # without process 0 the others end at once, and may have an error to tell

@@ -26,7 +26,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from convmixer_jax import bundle, command, pretrained
+from convmixer_jax import bundle, command, pretrained, storage
 from convmixer_jax import config as config_lib
 from convmixer_jax.errors import UserError
 from convmixer_jax.model import ConvMixer
@@ -172,7 +172,7 @@ def main(argv: Sequence[str]) -> None:
     raise UserError(no_format(options.format))  # before the weights are read
   out = pathlib.Path(options.out).expanduser()
   model, variables = pretrained.load(options.init_from, activation=options.activation)
-  run = pathlib.Path(options.init_from).expanduser() / "config.json"
+  run = storage.path_of(options.init_from) / "config.json"
   size = options.image_size or (config_lib.read_json(run).data.image_size if run.is_file() else 224)
   error = export(model, variables, out, options.format, size)
   print(f"{out}: the logits differ by at most {error:.2g} from the model's")

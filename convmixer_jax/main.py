@@ -11,7 +11,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_dict, config_flags
 
-from convmixer_jax import command
+from convmixer_jax import command, storage
 from convmixer_jax import config as config_lib
 from convmixer_jax.errors import UserError
 
@@ -22,7 +22,9 @@ def define_flags() -> None:
   """Defines the command's flags; importing this module defines none."""
   flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or evaluate a checkpoint.")
   flags.DEFINE_string(
-    "workdir", None, "The directory of the run, new or to be resumed; default runs/NAME_OF_CONFIG."
+    "workdir",
+    None,
+    "The run's directory, new or to be resumed; also gs://BUCKET/...; default runs/NAME_OF_CONFIG.",
   )
   flags.DEFINE_integer("step", None, "For --mode=eval, the checkpoint's step; default the newest.")
   flags.DEFINE_string(
@@ -77,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
     raise UserError(f"{argv[1]!r} is not a flag: flags begin with --")
   options = flags.FLAGS
   name = pathlib.Path(config_flags.get_config_filename(options["config"])).stem
-  workdir = pathlib.Path(options.workdir or pathlib.Path("runs") / name).expanduser()
+  workdir = storage.path_of(options.workdir or f"runs/{name}")
   config = read_config(workdir)
   config_lib.validate(config)
   # JAX is imported after the flags are known to be right, and not by data workers.

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 import PIL.Image
 
-from convmixer_jax import augment, class_names, command, pretrained
+from convmixer_jax import augment, class_names, command, pretrained, storage
 from convmixer_jax import config as config_lib
 from convmixer_jax.depthwise import native
 from convmixer_jax.errors import UserError
@@ -71,7 +71,7 @@ def view_of(source: str, model: ConvMixer, channels: int, image_size: int | None
     UserError: if the model's patches do not divide the size, or it does not see colour images
       and is not a run's.
   """
-  file = pathlib.Path(source).expanduser() / "config.json"
+  file = storage.path_of(source) / "config.json"
   if file.is_file():
     config = config_lib.read_json(file)
     size = image_size or config.data.image_size

@@ -173,6 +173,7 @@ def _loop(
         if stops or is_evaluated(step) or step % run.checkpoint_every_steps == 0:
           meter.settle()  # only a good state is saved
           accuracy = evaluate(step) if is_evaluated(step) and not stops else None
+          writer.flush()
           checkpoints.save(step, state, accuracy)
           meter.restart_clock()
         watchdog.beat()

@@ -3,12 +3,13 @@
 import json
 import pathlib
 import sys
+import tempfile
 
 import jax
 import tensorboardX
 import tqdm
 
-from convmixer_jax import distributed
+from convmixer_jax import distributed, storage
 from convmixer_jax.history import read_lines
 
 
@@ -28,14 +29,18 @@ class Writer:
     self._active = jax.process_index() == 0
     if not self._active:
       return
-    path = workdir / "metrics.jsonl"
-    kept = [line for line in read_lines(path) if line["step"] <= first_step]
+    # An object store takes whole files alone: they are written here, and copied by `flush`.
+    self._scratch = tempfile.TemporaryDirectory() if storage.is_remote(workdir) else None
+    self._workdir = workdir
+    self._directory = pathlib.Path(self._scratch.name) if self._scratch else workdir
+    kept = [line for line in read_lines(workdir / "metrics.jsonl") if line["step"] <= first_step]
     self._written = {(line["split"], line["step"]) for line in kept}
+    path = self._directory / "metrics.jsonl"
     partial = path.with_suffix(".partial")
     partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
     partial.replace(path)
     self._jsonl = path.open("a", buffering=1)  # each line reaches the file when it is written
-    self._events = tensorboardX.SummaryWriter(str(workdir), purge_step=first_step + 1)
+    self._events = tensorboardX.SummaryWriter(str(self._directory), purge_step=first_step + 1)
     self._total_steps, self._batch_size = total_steps, batch_size
     self._bar = tqdm.tqdm(
       total=total_steps * batch_size,
@@ -54,6 +59,19 @@ class Writer:
       self._bar.close()
       self._events.close()
       self._jsonl.close()
+      self.flush()
+      if self._scratch:
+        self._scratch.cleanup()
+
+  def flush(self) -> None:
+    """Brings all lines to the workdir, where they are not written there at once.
+
+    Comes before each checkpoint: a run that is killed repeats the steps after it, and their lines.
+    """
+    if self._active and self._scratch:
+      self._events.flush()
+      for file in self._directory.iterdir():
+        (self._workdir / file.name).write_bytes(file.read_bytes())
 
   def has(self, split: str, step: int) -> bool:
     """Whether this line was written before the run was resumed; all processes have to ask."""

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from convmixer_jax import bundle, names
+from convmixer_jax import bundle, names, storage
 from convmixer_jax.act_norm import ACTIVATIONS
 from convmixer_jax.errors import UserError
 from convmixer_jax.model import ConvMixer
@@ -37,7 +37,7 @@ def load(
     UserError: if there is no such source, it cannot be read or fetched, or does not fit.
     ValueError: if `ConvMixer` does not know the activation.
   """
-  path = pathlib.Path(source)
+  path = storage.path_of(source)
   if (path / "config.json").is_file():
     return _load_workdir(path)
   if bundle.is_bundle(path):

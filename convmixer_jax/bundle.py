@@ -62,7 +62,7 @@ def load(path: pathlib.Path) -> tuple[ConvMixer, dict[str, Any]]:
     model = ConvMixer(**attributes)
     image = jax.ShapeDtypeStruct((1, model.patch_size, model.patch_size, channels), jnp.float32)
     like = jax.eval_shape(model.init, jax.random.key(0), image)
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
     restore = ocp_args.PyTreeRestore(like, checkpoint_utils.construct_restore_args(like))
     with checkpointers.PyTreeCheckpointer() as checkpointer:

@@ -168,5 +168,5 @@ def evaluate_weights(config: config_dict.ConfigDict) -> dict[str, float | str]:
   weights = initial.read(config, with_head=True)  # first: data may take longer
   mesh = mesh_lib.make_mesh()
   evaluator = Evaluator(config, mesh, config.data.eval_split)
-  values = evaluator(jax.device_put(weights, mesh_lib.replicated(mesh)))
+  values = evaluator(jax.tree.map(lambda x: mesh_lib.place(x, mesh_lib.replicated(mesh)), weights))
   return {"init_from": config.init_from, "split": "eval", **values}

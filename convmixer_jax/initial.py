@@ -6,7 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from ml_collections import config_dict
+import numpy as np
 
+from convmixer_jax import mesh as mesh_lib
 from convmixer_jax import pretrained
 from convmixer_jax.errors import UserError
 from convmixer_jax.state import TrainState
@@ -59,16 +61,18 @@ def read(config: config_dict.ConfigDict, with_head: bool = False) -> Variables:
 
 def begin(state: TrainState, weights: Variables) -> TrainState:
   """A fresh `state` with these weights; a head that is not among them stays as it is."""
-  variables = {
-    "params": {**state.params, **weights["params"]},
-    "batch_stats": weights["batch_stats"],
-  }
+
+  def placed(values: Variables, likes: Variables) -> Variables:
+    likes = {name: likes[name] for name in values}
+    return jax.tree.map(
+      lambda x, like: mesh_lib.place(np.asarray(x, like.dtype), like.sharding), values, likes
+    )
 
   def copy() -> Variables:  # the step is given the state's memory, so none is used twice
-    return jax.tree.map(
-      lambda x, like: jax.device_put(jnp.array(x, like.dtype), like.sharding),
-      variables,
-      state.variables(),
-    )
+    params = jax.tree.map(jnp.copy, state.params)
+    return {
+      "params": {**params, **placed(weights["params"], state.params)},
+      "batch_stats": placed(weights["batch_stats"], state.batch_stats),
+    }
 
   return state.replace(**copy(), ema=None if state.ema is None else copy())

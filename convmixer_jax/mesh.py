@@ -89,6 +89,12 @@ def describe(mesh: Mesh, params: Any) -> str:
   )
 
 
+def place(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+  """An array that each process has as a whole, in new memory on the devices of all of them."""
+  host = np.asarray(x)
+  return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index].copy())
+
+
 class Feed:
   """Puts host batches on the mesh, and looks images up that lie there already.
 
@@ -101,7 +107,7 @@ class Feed:
   def __init__(self, mesh: Mesh, resident: ArraySource | None = None):
     self._sharding = sharded(mesh)
     if resident is not None:
-      self._examples = jax.device_put((resident.images, resident.labels), replicated(mesh))
+      self._examples = [place(x, replicated(mesh)) for x in (resident.images, resident.labels)]
       self._look_up = jax.jit(_look_up, out_shardings=self._sharding)
 
   def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:

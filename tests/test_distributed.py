@@ -53,16 +53,19 @@ def start(workdir):
     *(f"--coordinator=localhost:{port}", "--num_processes=2"),
   ]
   environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "4"}
-  return [
-    subprocess.Popen(
-      [*command, f"--process_id={index}"],
-      cwd=ROOT,
-      env=environment,
-      stdout=subprocess.DEVNULL,
-      stderr=workdir.with_name(f"{workdir.name}.{index}.log").open("w"),
-    )
-    for index in range(2)
-  ]
+  processes = []
+  for index in range(2):
+    with workdir.with_name(f"{workdir.name}.{index}.log").open("w") as file:
+      processes.append(
+        subprocess.Popen(
+          [*command, f"--process_id={index}"],
+          cwd=ROOT,
+          env=environment,
+          stdout=subprocess.DEVNULL,
+          stderr=file,
+        )
+      )
+  return processes
 
 
 def stop_after(step, processes, workdir, which, signum):

@@ -74,6 +74,7 @@ def base() -> config_dict.ConfigDict:
       workers=0,  # processes that decode, at most one a core; 0: threads
       heartbeat_seconds=100,  # a process that is silent for so long is dead, and ends the others
       stall_seconds=1800,  # several processes end after so long without a finished step
+      max_damaged=10,  # examples of a split that cannot be read and are skipped; more end the run
     ),
     parallel=dict(
       fsdp=1,  # devices that share one copy of the parameters and the optimiser's state
@@ -154,7 +155,7 @@ _POSITIVE = """
 _NOT_NEGATIVE = """
   seed model.depth augment.crop_padding augment.rotate augment.shift augment.jitter
   augment.mixup_alpha augment.cutmix_alpha optimizer.weight_decay schedule.warmup_epochs
-  schedule.first_epoch run.workers
+  schedule.first_epoch run.workers run.max_damaged
 """
 _BELOW_ONE = """
   augment.zoom augment.label_smoothing model.dropout model.norm_momentum optimizer.b1 optimizer.b2

@@ -119,7 +119,7 @@ def test_without_patience_an_error_names_the_file(image_folder, tmp_path, worker
 @pytest.mark.parametrize("workers", [0, 2])
 def test_damaged_images_are_replaced_in_training(image_folder, tmp_path, caplog, workers):
   """By whole ones with their own labels; all other rows stay as they were."""
-  source, files = photos_with_damage(image_folder, tmp_path)
+  source, _ = photos_with_damage(image_folder, tmp_path)
   whole = open_source("folder", "train", str(image_folder))
   sound = Batches(whole, Preprocess(40), batch_size=4, train=True, seed=2, drop_remainder=False)
   batches = dataclasses.replace(sound, source=source, damage=Damage(limit=2))

@@ -51,7 +51,7 @@ class Damage:
     shown = "; ".join(list(reasons.values())[:_SHOWN])
     rest = f"; and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
     raise UserError(
-      f"{len(reasons)} examples are damaged, config.run.max_damaged is {self.limit}: {shown}{rest}. "
-      "Mend the data, or allow more of them, and repeat the command: it goes on from its newest "
+      f"{len(reasons)} examples are damaged, config.run.max_damaged is {self.limit}: {shown}{rest}."
+      " Mend the data, or allow more of them, and repeat the command: it goes on from its newest "
       "checkpoint"
     )

@@ -22,7 +22,7 @@ import tempfile
 from absl import app, flags
 from absl import logging as absl_logging
 
-from benchmarks.faults import arithmetic, clock, examples, kills, storage
+from benchmarks.faults import arithmetic, clock, examples, kills, peers, storage
 from benchmarks.faults.runs import Bench, Outcome, finished
 
 FAULTS = {
@@ -35,6 +35,7 @@ FAULTS = {
   "damaged_examples": examples.damaged_examples,
   "nan": arithmetic.not_a_number,
   "clock": clock.backwards,
+  "peer": peers.one_of_two,
 }
 
 

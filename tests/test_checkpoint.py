@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -127,13 +128,10 @@ def empty(directory):
       file.unlink()
 
 
-def flip_bytes(directory):
-  """Damages the numbers themselves, which Orbax reads without a word."""
-  (file,) = (f for f in (directory / "state" / "d").iterdir() if f.stat().st_size > 1000)
-  content = bytearray(file.read_bytes())
-  for place in range(20, len(content), 97):
-    content[place] ^= 255
-  file.write_bytes(bytes(content))
+def exchange_arrays(directory):
+  """Arrays that Orbax reads without a word, but not those that were saved."""
+  shutil.rmtree(directory / "state")
+  shutil.copytree(directory.with_name("1") / "state", directory / "state")
 
 
 def move_position(directory):

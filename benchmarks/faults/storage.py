@@ -58,7 +58,8 @@ def full_disk(bench: Bench) -> Outcome:
       first.wait()
       good, before = newest(workdir), final_state(workdir)
       used = shutil.disk_usage(disk).used // 1024
-      mount(disk, f"remount,size={used + bench.random.randrange(4, 250, 4)}k")
+      free = bench.random.randrange(4, max(_kilobytes(checkpoints(workdir)[0]) - 8, 8), 4)
+      mount(disk, f"remount,size={used + free}k")
       run = Run(workdir)
       code = run.wait()
       outcome.seen = run.last_line().replace(str(disk), "DISK")
@@ -100,7 +101,7 @@ def read_only(bench: Bench) -> Outcome:
 
 
 def damaged_checkpoint(bench: Bench) -> Outcome:
-  """The newest checkpoint of a run that was killed is spoiled in three ways."""
+  """The newest checkpoint of a run that was killed is spoiled in four ways."""
   outcome = Outcome("damaged newest checkpoint")
   start = bench.new("to_be_damaged")
   run = Run(start)
@@ -110,7 +111,7 @@ def damaged_checkpoint(bench: Bench) -> Outcome:
   older = checkpoints(start)[1]
   files = [path for path in checkpoints(start)[0].rglob("*") if path.is_file()]
   harmless = 0
-  for damage in (_truncate, _zero, _delete_half):
+  for damage in (_truncate, _zero, _flip, _delete_half):
     for _ in range(DAMAGES):
       workdir = bench.new("damaged")
       shutil.copytree(start, workdir)
@@ -128,6 +129,12 @@ def damaged_checkpoint(bench: Bench) -> Outcome:
   return outcome
 
 
+def _kilobytes(checkpoint: pathlib.Path) -> int:
+  """What a save needs on the disk, in blocks of 4."""
+  files = [path for path in checkpoint.rglob("*") if path.is_file()]
+  return sum(-(-file.stat().st_size // 4096) * 4 for file in files)
+
+
 def _truncate(bench: Bench, checkpoint: pathlib.Path, file: pathlib.Path) -> None:
   content = file.read_bytes()
   file.write_bytes(content[: bench.random.randrange(len(content) or 1)])
@@ -135,6 +142,13 @@ def _truncate(bench: Bench, checkpoint: pathlib.Path, file: pathlib.Path) -> Non
 
 def _zero(bench: Bench, checkpoint: pathlib.Path, file: pathlib.Path) -> None:
   file.write_bytes(bytes(file.stat().st_size))
+
+
+def _flip(bench: Bench, checkpoint: pathlib.Path, file: pathlib.Path) -> None:
+  content = bytearray(file.read_bytes())
+  for place in bench.random.sample(range(len(content)), min(len(content), 3)):
+    content[place] ^= bench.random.randrange(1, 256)
+  file.write_bytes(bytes(content))
 
 
 def _delete_half(bench: Bench, checkpoint: pathlib.Path, file: pathlib.Path) -> None:

@@ -141,7 +141,7 @@ def move_position(directory):
 
 @pytest.mark.parametrize(
   "damage",
-  [flip_bytes, move_position, truncate, remove_metadata, spoil_position, spoil_metrics, empty],
+  [exchange_arrays, move_position, truncate, remove_metadata, spoil_position, spoil_metrics, empty],
 )
 def test_a_damaged_newest_checkpoint_gives_the_one_before(tmp_path, fresh, caplog, damage):
   save(tmp_path, fresh, {1: 0.5, 2: 0.6})

@@ -8,6 +8,7 @@ import pathlib
 import re
 import shutil
 
+from convmixer_jax import storage
 from convmixer_jax.errors import UserError
 
 _WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
@@ -19,8 +20,8 @@ def check_writable(workdir: pathlib.Path) -> None:
   Raises:
     UserError: if it is no directory, or is read-only.
   """
-  if "://" in str(workdir) or ":/" in str(workdir):
-    return  # not on a disk
+  if storage.is_remote(workdir):
+    return
   nearest = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
   if not nearest.is_dir():
     raise UserError(f"--workdir={workdir}: {nearest} is a file; name a directory")

@@ -38,8 +38,7 @@ def base() -> config_dict.ConfigDict:
       initializer="torch",  # PyTorch's, or "glorot": Keras's and Flux's
       norm_momentum=0.9,  # of BatchNorm's old running statistics: 1 - PyTorch's
       norm_epsilon=1e-5,  # added to BatchNorm's variance
-      # The convolution: "taps", "xla", "native" (CPU; needs a C++ compiler), "pallas" (GPU); None:
-      # by the platform.
+      # "taps", "xla", "native" (CPU; needs a C++ compiler), "pallas" (GPU); None: by the platform.
       depthwise=optional(str),
       dtype="float32",  # of the computation: "float32" or "bfloat16"; parameters are float32
     ),

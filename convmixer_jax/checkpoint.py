@@ -2,7 +2,7 @@
 
 A checkpoint is a directory `workdir/checkpoints/STEP`. It holds the whole
 `TrainState`, the random key among it, and the position in the data, which is
-the number of the next batch.
+the number of the next batch, with a fingerprint of each array.
 """
 
 import json
@@ -18,6 +18,7 @@ from orbax.checkpoint import checkpoint_utils, options
 
 from convmixer_jax import distributed, storage
 from convmixer_jax.errors import UserError
+from convmixer_jax.fingerprint import fingerprints
 from convmixer_jax.state import TrainState
 
 _log = logging.getLogger(__name__)
@@ -55,9 +56,10 @@ class Checkpoints:
       state: all of it.
       accuracy: on the test split, if it was just evaluated.
     """
+    tree = _as_tree(state)
     items = ocp_args.Composite(
-      state=ocp_args.PyTreeSave(_as_tree(state)),
-      position=ocp_args.JsonSave({"next_batch": step}),
+      state=ocp_args.PyTreeSave(tree),
+      position=ocp_args.JsonSave({"next_batch": step, "fingerprints": fingerprints(tree)}),
     )
     metrics = None if accuracy is None else {"accuracy": accuracy}
     self._manager.save(step, args=items, metrics=metrics, force=True)
@@ -112,8 +114,15 @@ def restore(workdir: pathlib.Path, like: Any, step: int | None = None) -> tuple[
         _log.error(
           "%s cannot be read: %s: %s", directory / str(candidate), type(error).__name__, reason
         )
-      if distributed.all_agree(found is not None) and found is not None:
-        return found
+      if not distributed.all_agree(found is not None) or found is None:
+        continue
+      state, position = found
+      if differing := _differing(state, position):
+        _log.error(
+          "%s cannot be read: not what was saved: %s", directory / str(candidate), differing
+        )
+      else:
+        return state, candidate
   raise UserError(
     f"no checkpoint in {directory} can be read, see the errors above; nothing was changed. "
     "Restore that directory from a copy, or start anew with another --workdir"
@@ -148,7 +157,8 @@ def resume(workdir: pathlib.Path, fresh: TrainState) -> tuple[TrainState, int]:
   return TrainState(**{**found, "key": jax.random.wrap_key_data(found["key"])}), step
 
 
-def _read(manager: ocp_manager.CheckpointManager, step: int, like: Any) -> tuple[Any, int]:
+def _read(manager: ocp_manager.CheckpointManager, step: int, like: Any) -> tuple[Any, Any]:
+  """The state, and what lies beside it as JSON."""
   like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
   restore_args = checkpoint_utils.construct_restore_args(like)
   items = ocp_args.Composite(
@@ -156,7 +166,16 @@ def _read(manager: ocp_manager.CheckpointManager, step: int, like: Any) -> tuple
     position=ocp_args.JsonRestore(),
   )
   found = manager.restore(step, args=items)
-  return found.state, found.position["next_batch"]
+  if found.position["next_batch"] != step:
+    raise ValueError(f"its position is {found.position}")
+  return found.state, found.position
+
+
+def _differing(state: Any, position: Any) -> str:
+  """Names of arrays that are not as they were saved: Orbax notices damage in most files only."""
+  saved = position.get("fingerprints", {})  # older checkpoints have none
+  found = fingerprints(state)
+  return ", ".join(name for name in found if saved.get(name, found[name]) != found[name])
 
 
 def _check_metrics(checkpoint: pathlib.Path) -> None:

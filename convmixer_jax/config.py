@@ -38,8 +38,7 @@ def base() -> config_dict.ConfigDict:
       initializer="torch",  # PyTorch's, or "glorot": Keras's and Flux's
       norm_momentum=0.9,  # of BatchNorm's old running statistics: 1 - PyTorch's
       norm_epsilon=1e-5,  # added to BatchNorm's variance
-      # The convolution: "taps", "xla", "native" (CPU; needs a C++ compiler), "pallas" (GPU); None:
-      # by the platform.
+      # "taps", "xla", "native" (CPU; needs a C++ compiler), "pallas" (GPU); None: by the platform.
       depthwise=optional(str),
       dtype="float32",  # of the computation: "float32" or "bfloat16"; parameters are float32
     ),
@@ -74,6 +73,7 @@ def base() -> config_dict.ConfigDict:
       workers=0,  # processes that decode, at most one a core; 0: threads
       heartbeat_seconds=100,  # a process that is silent for so long is dead, and ends the others
       stall_seconds=1800,  # several processes end after so long without a finished step
+      max_damaged=10,  # examples of a split that cannot be read and are skipped; more end the run
     ),
     parallel=dict(
       fsdp=1,  # devices that share one copy of the parameters and the optimiser's state
@@ -154,7 +154,7 @@ _POSITIVE = """
 _NOT_NEGATIVE = """
   seed model.depth augment.crop_padding augment.rotate augment.shift augment.jitter
   augment.mixup_alpha augment.cutmix_alpha optimizer.weight_decay schedule.warmup_epochs
-  schedule.first_epoch run.workers
+  schedule.first_epoch run.workers run.max_damaged
 """
 _BELOW_ONE = """
   augment.zoom augment.label_smoothing model.dropout model.norm_momentum optimizer.b1 optimizer.b2

@@ -9,17 +9,24 @@ from concurrent import futures
 import dataclasses
 import functools
 import itertools
+import logging
 import os
 
 from absl import flags
 import grain
 import numpy as np
 
-from convmixer_jax.errors import UserError
+from convmixer_jax.damage import Damage
+from convmixer_jax.errors import DamagedError, UserError
 from convmixer_jax.preprocess import Preprocess
 from convmixer_jax.source import ArraySource, Source
 
+_log = logging.getLogger(__name__)
+
 Batch = dict[str, np.ndarray]
+
+_WORKER_DIED = "Worker process was terminated unexpectedly"  # Grain's message
+_ATTEMPTS = 4  # to read on with new workers, in one iteration
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +36,9 @@ class Batches:
   A batch is {"image": uint8 [b, h, w, c], "label": int32 [b], "mask": float32
   [b]}, or, with `index_only`, {"index": int32 [b], "mask"} for images that lie
   on the device; b is this process's share of the global batch.
+
+  In training another example takes the place of one that is damaged: seed, batch
+  and row decide which, so that the batch stays as large. In evaluation its mask is 0.
 
   Attributes:
     source: the split.
@@ -40,6 +50,7 @@ class Batches:
     drop_remainder: in training, leave out an epoch's last, smaller batch.
     process_index, process_count: which share of each batch is made.
     index_only: leave images and labels out.
+    damage: the damaged examples that were found.
   """
 
   source: Source
@@ -51,6 +62,7 @@ class Batches:
   process_index: int = 0
   process_count: int = 1
   index_only: bool = False
+  damage: Damage = dataclasses.field(default_factory=Damage, compare=False)
 
   def __len__(self) -> int:
     """Batches in an epoch."""
@@ -66,26 +78,61 @@ class Batches:
     return np.arange(len(self.source))[rows]
 
   def __getitem__(self, number: int) -> Batch:
+    return self._make(number)[0]
+
+  def readable(self) -> np.ndarray:
+    """The numbers of the examples that are not known to be damaged, int [<= len(source)]."""
+    return np.setdiff1d(np.arange(len(self.source)), list(self.damage.reasons))
+
+  def _make(self, number: int) -> tuple[Batch, dict[int, str]]:
+    """A batch, and the damaged examples that came up in it, with the reasons.
+
+    Raises:
+      UserError: if they and those that are known are too many.
+    """
     indices = self.indices(number)
     size = len(indices) if self.train else self.batch_size
     share = size // self.process_count
     rows = range(self.process_index * share, (self.process_index + 1) * share)
     mine = indices[rows.start : rows.stop]
-    batch = (
-      {"index": mine.astype(np.int32)} if self.index_only else self._examples(number, rows, mine)
-    )
-    batch["mask"] = np.ones(len(mine), np.float32)
+    damaged = dict(self.damage.reasons)
+    batch = self._examples(number, rows, mine, damaged)
+    batch["mask"] = np.array([index not in damaged for index in mine.tolist()], np.float32)
+    self.damage.check(damaged)
+    if self.train:
+      for place in np.flatnonzero(batch["mask"] == 0):
+        other = self._substitute(number, rows[place], damaged)
+        for name, value in other.items():
+          batch[name][place] = value[0]
+        batch["mask"][place] = 1
     missing = share - len(mine)
-    return {
+    padded = {
       name: np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)) if missing else x
       for name, x in batch.items()
     }
+    return padded, damaged
 
-  def _examples(self, number: int, rows: range, indices: np.ndarray) -> Batch:
+  def _substitute(self, number: int, row: int, damaged: dict[int, str]) -> Batch:
+    """A batch of one example that can be read, instead of the one in this row."""
+    draws = np.random.default_rng((self.seed, number, row, 1))
+    while len(damaged) < len(self.source):
+      index = draws.integers(len(self.source), size=1)
+      example = self._examples(number, range(row, row + 1), index, damaged)
+      self.damage.check(damaged)
+      if int(index[0]) not in damaged:
+        return example
+    raise UserError(f"all {len(self.source)} examples are damaged: {next(iter(damaged.values()))}")
+
+  def _examples(
+    self, number: int, rows: range, indices: np.ndarray, damaged: dict[int, str]
+  ) -> Batch:
+    """A batch of these examples without a mask; what is damaged is added to `damaged`."""
+    if self.index_only:
+      return {"index": indices.astype(np.int32)}
     if isinstance(self.source, ArraySource):
       return {"image": self.source.images[indices], "label": self.source.labels[indices]}
     generators = (self._rng(number, row) for row in rows)
-    images, labels = read(self.source, self.preprocess, indices, generators)
+    images, labels = read(self.source, self.preprocess, indices, generators, damaged)
     return {"image": images, "label": labels}
 
   def _rng(self, number: int, row: int) -> np.random.Generator | None:
@@ -95,9 +142,32 @@ class Batches:
   def iterate(self, start: int, stop: int, workers: int = 0) -> Iterator[Batch]:
     """Batches `start` to `stop` - 1, made ahead in threads or in `workers` processes.
 
-    The batches are the same for any number of workers.
+    The batches are the same for any number of workers, and when one of these
+    is killed: then they are started anew, a few times.
+
+    Raises:
+      UserError: if too many examples are damaged, or too many workers were killed.
     """
-    numbers = grain.MapDataset.range(start, stop).map(self.__getitem__)
+    for attempt in itertools.count(1):
+      try:
+        for batch, damaged in self._ahead(start, stop, workers):
+          self.damage.note(damaged)
+          start += 1
+          yield batch
+        return
+      except RuntimeError as error:
+        if not workers or _WORKER_DIED not in str(error):
+          raise
+        reason = f"a process that decodes images ended by itself before batch {start}: {error}"
+        if attempt == _ATTEMPTS:
+          raise UserError(
+            f"{reason} This is the {attempt}th time. If memory ran out, set a lower "
+            "config.run.workers or 0, and repeat the command: it goes on from its newest checkpoint"
+          ) from None
+        _log.warning("%s Starting these processes anew", reason)
+
+  def _ahead(self, start: int, stop: int, workers: int) -> Iterator[tuple[Batch, dict[int, str]]]:
+    numbers = grain.MapDataset.range(start, stop).map(self._make)
     workers = min(workers, os.cpu_count() or 1)
     # One thread keeps a core busy, and a worker is meant for one core.
     ahead = grain.ReadOptions(num_threads=1 if workers else 2, prefetch_buffer_size=4)
@@ -118,6 +188,7 @@ def read(
   preprocess: Preprocess,
   indices: Sequence[int] | np.ndarray,
   generators: Iterable[np.random.Generator | None],
+  damaged: dict[int, str] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Reads and preprocesses examples: uint8 images [n, h, w, c] and int32 labels [n].
 
@@ -125,33 +196,55 @@ def read(
     source, preprocess: of the examples.
     indices: their numbers.
     generators: what decides the random crop of each, or None.
+    damaged: examples that are left 0, with the reasons; those that turn out to
+      be damaged are added. None: these raise.
 
   Raises:
-    UserError: naming the example that is damaged or has another size.
+    DamagedError: naming an example that cannot be read or decoded.
+    UserError: naming one of another size.
   """
-  examples = source.read(indices)
   size = preprocess.image_size
-  images = np.empty((len(examples), size, size, source.channels), np.uint8)
-  for image, index, (encoded, _), rng in zip(images, indices, examples, generators, strict=False):
+  images = np.zeros((len(indices), size, size, source.channels), np.uint8)
+  labels = np.zeros(len(indices), np.int32)
+  known = {} if damaged is None else damaged
+  numbers = [int(index) for index in indices]
+  sound = [index for index in numbers if index not in known]
+  try:
+    examples = dict(zip(sound, source.read(sound), strict=True))
+  except DamagedError:  # the others are read again, one by one
+    examples = {}
+  for place, (index, rng) in enumerate(zip(numbers, generators, strict=False)):
+    if index in known:
+      continue
     try:
-      image[:] = preprocess(encoded, source.channels, rng)
+      encoded, labels[place] = examples.get(index) or source.read([index])[0]
+      images[place] = preprocess(encoded, source.channels, rng)
     except UserError as error:
-      raise UserError(f"{source.describe(int(index))}: {error}") from None
-  return images, np.array([label for _, label in examples], np.int32)
+      message = f"{source.describe(index)}: {error}"
+      if damaged is None or not isinstance(error, DamagedError):
+        raise type(error)(message) from None
+      damaged[index], labels[place] = message, 0
+  return images, labels
 
 
-def in_memory(source: Source, preprocess: Preprocess) -> ArraySource:
+def in_memory(
+  source: Source, preprocess: Preprocess, damaged: dict[int, str] | None = None
+) -> ArraySource:
   """Decodes all examples once; their images have to have the same size.
 
+  Args:
+    source, preprocess: of the examples.
+    damaged: as for `read`.
+
   Raises:
-    UserError: if an image is damaged or has another size.
+    DamagedError, UserError: as `read` does.
   """
   if isinstance(source, ArraySource):
     return source
 
   def decoded(start: int) -> tuple[np.ndarray, np.ndarray]:
     indices = range(start, min(start + 256, len(source)))
-    return read(source, preprocess, indices, itertools.repeat(None))
+    return read(source, preprocess, indices, itertools.repeat(None), damaged)
 
   with futures.ThreadPoolExecutor() as pool:  # decoding releases Python's lock
     parts = list(pool.map(decoded, range(0, len(source), 256)))

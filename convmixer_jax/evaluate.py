@@ -1,10 +1,11 @@
-"""Exact evaluation: every example of the split counts once."""
+"""Exact evaluation: every example of the split that can be read counts once."""
 
 import functools
 import pathlib
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import config_dict
@@ -77,23 +78,24 @@ class Evaluator:
     self._predict = jax.jit(predict, out_shardings=replicated)
 
   def __call__(self, variables: Any) -> dict[str, float]:
-    """Loss and accuracies over the whole split, and "num_examples".
+    """Loss and accuracies over the whole split, and "num_examples", damaged ones left out.
 
     Args:
       variables: {"params", "batch_stats"} on the mesh.
 
     Raises:
       AssertionError: if an example was left out or counted twice.
+      UserError: if more examples are damaged than `config.run.max_damaged`.
     """
     parts = self._parts(self._step, variables)
     # Fetched after the last batch is under way, and added up in Python's float64.
     totals = jax.tree.map(lambda *xs: sum(map(float, xs)), *jax.device_get(parts))
-    examples = len(self.batches.source)
+    examples = len(self.batches.source) - self._num_damaged()
     assert totals["count"] == examples, (totals["count"], examples)
     return {**metrics.averages(totals), "num_examples": examples}
 
   def predict(self, variables: Any) -> Predictions:
-    """The answers to all examples of the split, in their order.
+    """The answers to the examples `batches.readable()` of the split, in their order.
 
     Args:
       variables: {"params", "batch_stats"} on the mesh.
@@ -104,8 +106,15 @@ class Evaluator:
     parts = jax.device_get(self._parts(self._predict, variables))
     fields = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     is_example = fields.pop("mask") > 0
-    assert is_example.sum() == len(self.batches.source), is_example.sum()
+    assert is_example.sum() == len(self.batches.readable()), is_example.sum()
     return Predictions(**{name: values[is_example] for name, values in fields.items()})
+
+  def _num_damaged(self) -> int:
+    """Examples that any process found to be damaged."""
+    is_damaged = np.ones(len(self.batches.source), bool)
+    is_damaged[self.batches.readable()] = False
+    found = multihost_utils.process_allgather(is_damaged).reshape(-1, len(is_damaged))
+    return int(found.any(0).sum())
 
   def _parts(self, step: Any, variables: Any) -> list[Any]:
     """What `step` makes of each batch, still under way."""

@@ -10,6 +10,7 @@ from ml_collections import config_dict
 from convmixer_jax import data
 from convmixer_jax import mesh as mesh_lib
 from convmixer_jax.augment import Augmentation, policy
+from convmixer_jax.damage import Damage
 from convmixer_jax.errors import UserError
 from convmixer_jax.preprocess import Preprocess
 from convmixer_jax.source import open_source
@@ -59,15 +60,20 @@ def open_split(
     c.drop_remainder,
     jax.process_index(),
     jax.process_count(),
+    damage=Damage(config.run.max_damaged),
   )
   _check_sizes(batches, mesh, "batch_size" if train else "eval_batch_size")
   if train:
     _check_rest(config, len(source) % c.batch_size)
-  data.read(source, batches.preprocess, [0], [None])  # an error before all the others decode
+  damaged: dict[int, str] = {}
+  # An error before all the others decode.
+  data.read(source, batches.preprocess, [0], [None], damaged)
+  batches.damage.note(damaged)
   if c.cache == "none":
     return batches, mesh_lib.Feed(mesh)
   _log.info("decoding %d images of %s into memory", len(source), c.dataset)
-  resident = data.in_memory(source, batches.preprocess)
+  resident = data.in_memory(source, batches.preprocess, damaged)
+  batches.damage.note(damaged)
   on_device = c.cache == "device" and mesh_lib.fits(mesh, resident)
   batches = dataclasses.replace(batches, source=resident, index_only=on_device)
   return batches, mesh_lib.Feed(mesh, resident if on_device else None)

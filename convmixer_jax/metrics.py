@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import math
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,24 @@ def averages(totals: dict[str, float]) -> dict[str, float]:
 
 
 class NonFiniteError(ArithmeticError):
-  """The loss or the gradient of a step is infinite or not a number."""
+  """The loss or the gradient of a step, or what it made of a parameter, is not a finite number."""
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+  return jnp.all(jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]))
+
+
+def check_finite(step: int, variables: Any) -> None:
+  """Waits for the variables and looks at each number of them.
+
+  A gradient that is finite may still make an update that is not.
+
+  Raises:
+    NonFiniteError: if one of them is infinite or not a number.
+  """
+  if not _all_finite(variables):
+    raise NonFiniteError(f"step {step}: a parameter or a running statistic is not finite")
 
 
 class Meter:

@@ -159,10 +159,11 @@ def _draw_answers(
   source = evaluator.batches.source
   names = list(source.class_names)
   chosen = predictions.confidently_wrong(_MISTAKES)
-  images, _ = data.read(source, evaluator.batches.preprocess, chosen, [None] * len(chosen))
+  numbers = evaluator.batches.readable()[chosen]
+  images, _ = data.read(source, evaluator.batches.preprocess, numbers, [None] * len(numbers))
   wrong = [
-    (int(index), image, source.describe(int(index)))
-    for index, image in zip(chosen, images, strict=True)
+    (int(index), image, source.describe(int(number)))
+    for index, number, image in zip(chosen, numbers, images, strict=True)
   ]
   answers = report.answers_html(predictions, names, wrong)
   if len(names) > report.MATRIX_CLASSES:

@@ -11,7 +11,7 @@ from types import ModuleType
 import numpy as np
 import PIL.Image
 
-from convmixer_jax.errors import UserError
+from convmixer_jax.errors import DamagedError, UserError
 from convmixer_jax.resize import resize
 
 _log = logging.getLogger(__name__)
@@ -44,7 +44,8 @@ class Preprocess:
     """Decodes and crops to uint8 [image_size, image_size, channels], at random if `rng` is given.
 
     Raises:
-      UserError: if the image is damaged, or has another size and is not cropped.
+      DamagedError: if the image cannot be decoded.
+      UserError: if it has another size and is not cropped.
     """
     size = self.image_size
     if isinstance(image, bytes):
@@ -101,7 +102,7 @@ def decode(image: bytes, channels: int) -> np.ndarray:
   Colour profiles and orientation tags are not applied.
 
   Raises:
-    UserError: if it is damaged or no image.
+    DamagedError: if it is damaged or no image.
   """
   jpeg = _jpeg()
   if jpeg and image.startswith(b"\xff\xd8"):
@@ -116,7 +117,8 @@ def decode(image: bytes, channels: int) -> np.ndarray:
   try:
     picture = PIL.Image.open(io.BytesIO(image)).convert("L" if channels == 1 else "RGB")
   except (OSError, SyntaxError, ValueError) as error:
-    raise UserError(f"an image of {len(image)} bytes cannot be decoded: {error}") from None
+    reason = str(error).partition(" <_io")[0]  # Pillow names a buffer of ours
+    raise DamagedError(f"an image of {len(image)} bytes cannot be decoded: {reason}") from None
   return np.asarray(picture).reshape(picture.height, picture.width, channels)
 
 

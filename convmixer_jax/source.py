@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from convmixer_jax.errors import UserError
+from convmixer_jax.errors import DamagedError, UserError
 
 Example = tuple[bytes | np.ndarray, int]
 
@@ -32,7 +32,11 @@ class Source(Protocol):
   def __len__(self) -> int: ...
 
   def read(self, indices: Iterable[int]) -> list[Example]:
-    """The examples with these numbers, from 0, in this order."""
+    """The examples with these numbers, from 0, in this order.
+
+    Raises:
+      DamagedError: if one of them cannot be read.
+    """
 
   def describe(self, index: int) -> str:
     """Which example this is, for a message to the user."""
@@ -97,6 +101,9 @@ class TfdsSource:
         f"access. {_how_to_prepare(name, root)}"
       ) from None
     self._name = f'{builder.info.full_name}, split "{split}"'
+    parts = builder.info.splits[split].file_instructions
+    self._files = [part.filename for part in parts]
+    self._ends = np.cumsum([part.take for part in parts])
     self.class_names = features["label"].names
     self.channels = features["image"].shape[-1] or 3
 
@@ -104,13 +111,36 @@ class TfdsSource:
     return len(self._records)
 
   def read(self, indices: Iterable[int]) -> list[Example]:
-    """As in `Source`; one request for all of them, which is faster than one for each."""
-    records = self._records.__getitems__([int(index) for index in indices])
+    """As in `Source`; one request for all of them, which is faster than one for each.
+
+    Raises:
+      DamagedError: if a record does not agree with its checksum.
+      UserError: naming the file that is missing, or has lost the index at its end.
+    """
+    indices = [int(index) for index in indices]
+    try:
+      records = self._records.__getitems__(indices)
+    except RuntimeError as error:  # array_record's
+      self._check_files(indices)
+      raise DamagedError(f"the record cannot be read: {error}") from None
     return [(record["image"], int(record["label"])) for record in records]
 
   def describe(self, index: int) -> str:
     """As in `Source`."""
     return f"{self._name}, example {index}"
+
+  def _check_files(self, indices: list[int]) -> None:
+    """Looks whether the files that hold these examples can be opened at all."""
+    from array_record.python import array_record_module
+
+    for file in {self._files[i] for i in np.searchsorted(self._ends, indices, "right")}:
+      try:
+        array_record_module.ArrayRecordReader(file).close()
+      except RuntimeError as error:
+        raise UserError(
+          f"{file} is missing, cut short or no ArrayRecord file: bring it back from a copy, or "
+          f"prepare the dataset again. {error}"
+        ) from None
 
 
 class FolderSource:
@@ -146,7 +176,10 @@ class FolderSource:
 
   def read(self, indices: Iterable[int]) -> list[Example]:
     """As in `Source`."""
-    return [(file.read_bytes(), label) for file, label in (self._files[i] for i in indices)]
+    try:
+      return [(file.read_bytes(), label) for file, label in (self._files[i] for i in indices)]
+    except OSError as error:
+      raise DamagedError(f"the file cannot be read: {error.strerror}") from None
 
   def describe(self, index: int) -> str:
     """As in `Source`: the file."""

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import config_dict
 
-from convmixer_jax import checkpoint, distributed, initial, inputs, metrics
+from convmixer_jax import checkpoint, disk, distributed, initial, inputs, metrics
 from convmixer_jax import config as config_lib
 from convmixer_jax import mesh as mesh_lib
 from convmixer_jax.errors import UserError
@@ -108,14 +108,16 @@ def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> int | None:
     None at the end of the run, or the signal that stopped it after a save.
 
   Raises:
-    UserError: if a setting is wrong, the workdir is another run's, no checkpoint
-      can be read, or the loss is not finite.
+    UserError: if a setting is wrong, the workdir is another run's or cannot be
+      written to, no checkpoint can be read, or the loss is not finite.
   """
   config_lib.validate(config)
   run = config.run
-  with Watchdog(run.stall_seconds if jax.process_count() > 1 else None) as watchdog:
+  stall_seconds = run.stall_seconds if jax.process_count() > 1 else None
+  with disk.reported(workdir), Watchdog(stall_seconds) as watchdog:
     _check_is_one_run(config)
     config_lib.check_resumable(config, workdir / "config.json")
+    disk.check_writable(workdir)
     weights = None
     if config.init_from is not None and not checkpoint.has_begun(workdir):
       weights = initial.read(config)
@@ -172,6 +174,7 @@ def _loop(
         stops = interrupt.poll() is not None
         if stops or is_evaluated(step) or step % run.checkpoint_every_steps == 0:
           meter.settle()  # only a good state is saved
+          metrics.check_finite(step, state.variables())
           accuracy = evaluate(step) if is_evaluated(step) and not stops else None
           writer.flush()
           checkpoints.save(step, state, accuracy)

@@ -1,12 +1,17 @@
 """A run's metrics: `metrics.jsonl`, TensorBoard events, lines and a bar on the terminal."""
 
+import contextlib
 import json
+import os
 import pathlib
 import sys
 import tempfile
+import time
+from typing import Any
 
 import jax
-import tensorboardX
+from tensorboardX import event_file_writer, summary
+from tensorboardX.proto import event_pb2
 import tqdm
 
 from convmixer_jax import distributed, storage
@@ -40,7 +45,12 @@ class Writer:
     partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
     partial.replace(path)
     self._jsonl = path.open("a", buffering=1)  # each line reaches the file when it is written
-    self._events = tensorboardX.SummaryWriter(str(self._directory), purge_step=first_step + 1)
+    # Not tensorboardX's `SummaryWriter`: its queue blocks for ever once the disk was full.
+    self._events = event_file_writer.EventsWriter(
+      str(self._directory / "events"), f".{os.getpid()}"
+    )
+    resumed = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._add_event(first_step + 1, session_log=resumed)  # later steps were taken in vain
     self._total_steps, self._batch_size = total_steps, batch_size
     self._bar = tqdm.tqdm(
       total=total_steps * batch_size,
@@ -57,8 +67,9 @@ class Writer:
   def __exit__(self, *error) -> None:
     if self._active:
       self._bar.close()
-      self._events.close()
-      self._jsonl.close()
+      for file in (self._events, self._jsonl):
+        with contextlib.suppress(OSError):  # a full disk, which the first write has told of
+          file.close()
       self.flush()
       if self._scratch:
         self._scratch.cleanup()
@@ -69,7 +80,6 @@ class Writer:
     Comes before each checkpoint: a run that is killed repeats the steps after it, and their lines.
     """
     if self._active and self._scratch:
-      self._events.flush()
       for file in self._directory.iterdir():
         (self._workdir / file.name).write_bytes(file.read_bytes())
 
@@ -84,13 +94,17 @@ class Writer:
     line = {"step": step, "epoch": round(epoch, 4), "split": split, **values}
     self._jsonl.write(json.dumps(line) + "\n")
     for name, value in values.items():
-      self._events.add_scalar(f"{split}/{name}", value, step)
+      self._add_event(step, summary=summary.scalar(f"{split}/{name}", value))
+    self._events.flush()
     numbers = "  ".join(
       f"{name} {value if isinstance(value, int) else format(value, '.4g')}"
       for name, value in values.items()
     )
     text = f"step {step}/{self._total_steps}  epoch {epoch:.2f}  {split}  {numbers}"
     self._bar.write(text)
+
+  def _add_event(self, step: int, **content: Any) -> None:
+    self._events.write_event(event_pb2.Event(wall_time=time.time(), step=step, **content))
 
   def advance(self) -> None:
     """Moves the progress bar by one step."""

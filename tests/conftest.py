@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ os.environ |= {
   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
 }
 
+from array_record.python import array_record_module
 import jax
 import numpy as np
 import PIL.Image
@@ -21,6 +23,17 @@ import pytest
 import sklearn.datasets
 
 from convmixer_jax import prepare
+
+
+def spoil_record(file, number):
+  """Changes a byte in the middle of a record of an ArrayRecord file."""
+  reader = array_record_module.ArrayRecordReader(str(file))
+  record = reader.read([number])[0]
+  reader.close()
+  content = bytearray(file.read_bytes())
+  (at,) = [found.start() for found in re.finditer(re.escape(record[-200:]), bytes(content))]
+  content[at + 100] ^= 255
+  file.write_bytes(bytes(content))
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ from convmixer_jax import mesh as mesh_lib
 from convmixer_jax.errors import UserError
 from convmixer_jax.inputs import make_augmentation, open_split
 from convmixer_jax.preprocess import Preprocess
+from tests.conftest import spoil_record
 
 
 @pytest.fixture
@@ -84,29 +85,39 @@ def test_the_last_batch_has_to_be_of_whole_groups(config, settings, unit):
     open_split(config, mesh, "train", train=True)
 
 
-def test_a_damaged_first_image_is_found_at_once(image_folder, tmp_path, config):
+def test_a_damaged_first_image_is_found_at_once_if_none_may_be_skipped(
+  image_folder, tmp_path, config
+):
   root = shutil.copytree(image_folder, tmp_path / "photos")
   file = root / "train" / "ant" / "0.jpg"
   file.write_bytes(b"not a JPEG")
   config.data.update(dataset="folder", data_dir=str(root), image_size=40, batch_size=8)
   config.model.num_classes = 2
   config.augment.update(mean=(0.5,) * 3, std=(0.2,) * 3)
+  config.run.max_damaged = 0
   with pytest.raises(UserError, match=re.escape(str(file)) + ": an image of 10 bytes cannot"):
     open_split(config, mesh_lib.make_mesh(), "train", train=True)
 
 
+@pytest.mark.parametrize("damaged", [False, True], ids=["sound", "damaged"])
 @pytest.mark.parametrize("cache", ["none", "host", "device"])
-def test_batches_are_the_same_wherever_the_images_lie(tfds_dir, config, cache):
+def test_batches_are_the_same_wherever_the_images_lie(tfds_dir, tmp_path, config, cache, damaged):
   config.data.update(dataset="ants_and_bees", data_dir=str(tfds_dir), image_size=40, batch_size=8)
   config.model.num_classes = 2
   config.augment.update(mean=(0.5,) * 3, std=(0.2,) * 3)
+  if damaged:
+    root = shutil.copytree(tfds_dir, tmp_path / "tfds")
+    spoil_record(next(root.rglob("*-train.array_record*")), 2)
+    config.data.data_dir = str(root)
   mesh = mesh_lib.make_mesh()
   config.data.cache = "none"
   expected, _ = open_split(config, mesh, "train", train=True)
   config.data.cache = cache
   batches, feed = open_split(config, mesh, "train", train=True)
   assert batches.index_only == (cache == "device")
-  found = feed(next(batches.iterate(1, 2)))
-  assert set(found) == {"image", "label", "mask"}
-  for name, values in expected[1].items():
-    np.testing.assert_array_equal(found[name], values)
+  for number, batch in enumerate(batches.iterate(0, 3)):
+    found = feed(batch)
+    assert set(found) == {"image", "label", "mask"}
+    for name, values in expected[number].items():
+      np.testing.assert_array_equal(found[name], values)
+  assert len(batches.damage.reasons) == damaged

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from convmixer_jax.metrics import Meter, NonFiniteError, averages, sums
+from convmixer_jax.metrics import Meter, NonFiniteError, averages, check_finite, sums
 
 LOGITS = np.float32([[0, 1, 2, 3, 4, 5, 6], [9, 8, 7, 6, 5, 4, 3], [1, 0, 0, 0, 0, 0, 2]])
 
@@ -72,3 +72,12 @@ def test_meter_stops_at_what_is_not_finite(bad):
   meter.add(2, bad)
   with pytest.raises(NonFiniteError, match="step 2: the loss is"):
     meter.add(3, values(1.0))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_variables_that_are_not_finite_are_noticed(bad):
+  variables = {"params": {"a": np.ones((2, 3), np.float32), "b": np.zeros(2, np.float32)}}
+  check_finite(7, variables)
+  variables["params"]["a"][1, 2] = bad
+  with pytest.raises(NonFiniteError, match="step 7: a parameter or a running statistic is not"):
+    check_finite(7, variables)

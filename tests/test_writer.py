@@ -34,3 +34,11 @@ def test_a_resumed_run_takes_its_steps_once(tmp_path):
     writer.write(6, 1.5, "train", {"loss": 60})
   assert [(line["step"], line["split"], line["loss"]) for line in read(tmp_path)] == [
     (2, "train", 2), (4, "train", 4), (4, "test", 0.5), (6, "train", 60)]  # fmt: skip
+
+
+def test_events_reach_the_file_with_each_line(tmp_path):
+  with open_writer(tmp_path, 0) as writer:
+    (file,) = tmp_path.glob("events.out.tfevents.*")
+    before = file.stat().st_size
+    writer.write(2, 0.5, "train", {"loss": 1.25})
+    assert b"train/loss" in file.read_bytes()[before:]

@@ -1,0 +1,86 @@
+"""Disturbs runs in every way that is promised to be harmless, and counts what was lost.
+
+Command, from the repository's root:
+  python -m benchmarks.faults [--only=NAME] [--seed=0] [--json=FILE]
+
+Each run is a small one of `configs/digits.py`, the command as users type it in a
+process of its own, on one CPU device. After each fault the same command is repeated, and
+its end has to be that of an undisturbed run: every array of the last checkpoint in every
+bit, and every evaluation.
+Prints a table; exits with 1 if anything was lost or a fault was not survived.
+Mounting small file systems takes root; faults that need it are skipped without.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import sys
+import tempfile
+
+from absl import app, flags
+from absl import logging as absl_logging
+
+from benchmarks.faults import arithmetic, clock, examples, kills, peers, storage
+from benchmarks.faults.runs import Bench, Outcome, finished
+
+FAULTS = {
+  "sigkill": kills.sigkill,
+  "sigterm": kills.sigterm,
+  "worker": kills.worker,
+  "full_disk": storage.full_disk,
+  "damaged_checkpoint": storage.damaged_checkpoint,
+  "read_only": storage.read_only,
+  "damaged_examples": examples.damaged_examples,
+  "nan": arithmetic.not_a_number,
+  "clock": clock.backwards,
+  "peer": peers.one_of_two,
+}
+
+
+def table(outcomes: list[Outcome]) -> str:
+  """As Markdown."""
+  rows = [
+    "| fault | tried | survived | data lost | the user sees, at last | |",
+    "|---|---|---|---|---|---|",
+  ]
+  rows += [
+    f"| {o.fault} | {o.tried} | {o.survived} | {o.lost} | `{o.seen}` | {o.note} |" for o in outcomes
+  ]
+  return "\n".join(rows)
+
+
+def main(argv: list[str]) -> None:
+  """All faults, or those of --only."""
+  del argv
+  absl_logging.set_verbosity(absl_logging.ERROR)
+  only = flags.FLAGS.only
+  outcomes = []
+  with tempfile.TemporaryDirectory() as directory:
+    root = pathlib.Path(directory)
+    whole = finished(root / "whole")
+    for name in only or FAULTS:
+      bench = Bench(root, random.Random(flags.FLAGS.seed), whole)
+      try:
+        outcome = FAULTS[name](bench)
+      except PermissionError as error:
+        print(f"{name}: skipped: {error}", file=sys.stderr)
+        continue
+      outcome.seen = outcome.seen.replace(str(root), "DIR")
+      outcomes.append(outcome)
+      print(f"{name}: {dataclasses.asdict(outcome)}", file=sys.stderr, flush=True)
+  print(table(outcomes))
+  if flags.FLAGS.json:
+    pathlib.Path(flags.FLAGS.json).write_text(
+      json.dumps([dataclasses.asdict(outcome) for outcome in outcomes], indent=2) + "\n"
+    )
+  sys.exit(any(o.lost or o.survived < o.tried for o in outcomes))
+
+
+if __name__ == "__main__":
+  os.environ["JAX_PLATFORMS"] = "cpu"
+  flags.DEFINE_multi_enum("only", None, list(FAULTS), "The faults to try; default all.")
+  flags.DEFINE_integer("seed", 0, "Of the moments and places.")
+  flags.DEFINE_string("json", None, "File that gets the counts.")
+  app.run(main)

@@ -1,0 +1,86 @@
+"""Numbers that are not finite, in a gradient or in what an update makes of a parameter.
+
+Run as a script it is the command with such a fault in it:
+  python -m benchmarks.faults.arithmetic gradient|update STEP [flags of convmixer_jax.main]
+"""
+
+import sys
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks.faults.runs import (
+  SAVE_EVERY,
+  SMALL,
+  STEPS,
+  Bench,
+  Outcome,
+  Run,
+  final_state,
+  newest,
+)
+from convmixer_jax import main, step, train
+
+TRIALS = 3
+
+
+def not_a_number(bench: Bench) -> Outcome:
+  """At a random step, and at the two around a save."""
+  outcome = Outcome("NaN in a gradient or an update")
+  for kind in ("gradient", "update"):
+    due = bench.random.randrange(3, STEPS // SAVE_EVERY - 2) * SAVE_EVERY
+    moments = [due - 1, due, bench.random.randrange(3 * SAVE_EVERY, STEPS - SAVE_EVERY)]
+    for moment in moments[:TRIALS]:
+      workdir = bench.new("nan")
+      command = ("-m", "benchmarks.faults.arithmetic", kind, str(moment))
+      run = Run(workdir, SMALL, command=command)
+      code = run.wait()
+      clear = "The last good checkpoint" in run.last_line()
+      outcome.seen = run.last_line()
+      finite = newest(workdir) > 0 and all(np.isfinite(x).all() for x in final_state(workdir))
+      alike = bench.ends_alike(workdir)
+      outcome.count(survived=code == 1 and clear and finite and alike, kept=finite and alike)
+  outcome.note = "every checkpoint was finite; without the fault the command goes on from it"
+  return outcome
+
+
+def poisoned(kind: str, moment: int):
+  """`train_step`, but for one step, counted from 1."""
+
+  def spoil(state, tree):
+    is_now = state.step + 1 == moment
+    return jax.tree.map(lambda x: jnp.where(is_now, jnp.nan, x), tree)
+
+  def of_gradient(state, batch, **settings):
+    make = step._gradient_fn
+
+    def gradient_fn(*arguments):
+      original = make(*arguments)
+
+      def spoiled(*values):
+        gradients, rest = original(*values)
+        return spoil(state, gradients), rest
+
+      return spoiled
+
+    with mock.patch.object(step, "_gradient_fn", gradient_fn):
+      return step.train_step(state, batch, **settings)
+
+  def of_update(state, batch, *, optimizer, **settings):
+    def update(*values):
+      updates, opt_state = optimizer.update(*values)
+      return spoil(state, updates), opt_state
+
+    spoiled = optax.GradientTransformation(optimizer.init, update)
+    return step.train_step(state, batch, optimizer=spoiled, **settings)
+
+  return {"gradient": of_gradient, "update": of_update}[kind]
+
+
+if __name__ == "__main__":
+  own, sys.argv[1:] = sys.argv[1:3], sys.argv[3:]
+  train.train_step = poisoned(own[0], int(own[1]))
+  main.run()

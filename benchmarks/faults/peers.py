@@ -1,0 +1,58 @@
+"""Two processes that are one run, of which one is killed."""
+
+import pathlib
+import signal
+import socket
+import time
+
+from benchmarks.faults.runs import SAVE_EVERY, SMALL, STEPS, Bench, Outcome, Run, newest, same_end
+
+HEARTBEAT_SECONDS = 10
+# Until the coordinator has noticed and told the others, and these have printed and ended.
+STATED_SECONDS = 3 * HEARTBEAT_SECONDS
+TRIALS = 2  # for each of the two
+
+
+def one_of_two(bench: Bench) -> Outcome:
+  """Process 0, or process 1, is killed; the other has to end within the stated time."""
+  outcome = Outcome("SIGKILL of one of two processes")
+  whole = bench.new("two_whole")
+  if [run.wait() for run in _start(whole)] != [0, 0]:
+    raise RuntimeError("the undisturbed run of two processes failed")
+  seconds = []
+  for trial in range(2 * TRIALS):
+    workdir = bench.new("two")
+    runs = _start(workdir)
+    runs[0].wait_for_line(bench.random.randrange(2 * SAVE_EVERY, STEPS // 2))
+    good = newest(workdir)
+    killed, other = runs[trial % 2], runs[1 - trial % 2]
+    killed.signal_all(signal.SIGKILL)
+    begin = time.monotonic()
+    code = other.wait()
+    seconds.append(round(time.monotonic() - begin, 1))
+    killed.wait()
+    printed = [line for line in other.output().splitlines() if "error" in line.lower()]
+    outcome.seen = printed[-1] if printed else other.last_line()
+    ended = code not in (0, 999) and bool(printed) and seconds[-1] <= STATED_SECONDS
+    kept = newest(workdir) >= good
+    alike = [run.wait() for run in _start(workdir)] == [0, 0] and same_end(whole, workdir)
+    outcome.count(survived=ended and alike, kept=kept and alike)
+  outcome.note = f"the other ended {seconds} s later; stated: {STATED_SECONDS} s at most"
+  return outcome
+
+
+def _start(workdir: pathlib.Path) -> list[Run]:
+  """Both processes, with a device each."""
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  flags = [
+    *SMALL,
+    f"--config.run.heartbeat_seconds={HEARTBEAT_SECONDS}",
+    f"--coordinator=127.0.0.1:{port}",
+    "--num_processes=2",
+  ]
+  return [
+    Run(workdir, [*flags, f"--process_id={i}"], log=workdir.with_name(f"{workdir.name}_{i}.log"))
+    for i in range(2)
+  ]

@@ -1,0 +1,184 @@
+"""Runs of the command in processes of their own, and whether two of them ended alike."""
+
+from collections.abc import Sequence
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+
+from convmixer_jax import config as config_lib
+from convmixer_jax.checkpoint import resume
+from convmixer_jax.train import Experiment
+
+SAVE_EVERY, STEPS = 4, 88
+SMALL = (
+  "--config.model.dim=16",
+  "--config.model.depth=2",
+  "--config.run.epochs=4",
+  "--config.run.eval_every_epochs=1",
+  "--config.run.log_every_steps=4",
+  f"--config.run.checkpoint_every_steps={SAVE_EVERY}",
+)
+LIMIT = 600  # seconds that a run may take before it counts as hung
+
+
+@dataclasses.dataclass
+class Outcome:
+  """What became of the runs that had one kind of fault.
+
+  Attributes:
+    fault: its kind.
+    tried: faults.
+    survived: how many were followed by the end that is promised.
+    lost: how many cost something: a run ended differently in a bit, or a good
+      checkpoint was gone.
+    seen: the last line that the user saw, of one of them.
+    note: what else was counted.
+  """
+
+  fault: str
+  tried: int = 0
+  survived: int = 0
+  lost: int = 0
+  seen: str = ""
+  note: str = ""
+
+  def count(self, *, survived: bool, kept: bool = True) -> None:
+    """Adds one fault."""
+    self.tried += 1
+    self.survived += survived
+    self.lost += not kept
+
+
+class Run:
+  """A process that runs the command, its output in a file beside the workdir."""
+
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    arguments: Sequence[str] = SMALL,
+    *,
+    command: Sequence[str] = ("-m", "convmixer_jax.main"),
+    environment: dict[str, str] | None = None,
+    log: pathlib.Path | None = None,
+  ):
+    self.workdir, self.log = workdir, log or workdir.with_suffix(".log")
+    self._before = self.log.stat().st_size if self.log.exists() else 0
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled")}
+    cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    with self.log.open("a") as log:
+      self.process = subprocess.Popen(
+        [sys.executable, *command, f"--workdir={workdir}", *arguments],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **cache, **(environment or {})},
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+      )
+
+  def wait(self) -> int:
+    """The exit code; a run that hangs is killed and has None of these: 999."""
+    try:
+      return self.process.wait(LIMIT)
+    except subprocess.TimeoutExpired:
+      self.signal_all(signal.SIGKILL)
+      self.process.wait()
+      return 999
+
+  def signal_all(self, signum: int) -> None:
+    """Sends a signal to the process and those that it has started."""
+    os.killpg(self.process.pid, signum)
+
+  def output(self) -> str:
+    """What this process, not those before it in the same workdir, has printed so far."""
+    return self.log.read_bytes()[self._before :].decode()
+
+  def last_line(self) -> str:
+    """What the user sees at the end."""
+    return ([line for line in self.output().splitlines() if line.strip()] or [""])[-1]
+
+  def wait_for_step(self, step: int) -> None:
+    """Until a checkpoint of this step or a later one is complete, or the run ends."""
+    while self.process.poll() is None and newest(self.workdir) < step:
+      time.sleep(0.005)
+
+  def wait_for_line(self, step: int) -> None:
+    """Until a line of this step or a later one is in the metrics, or the run ends."""
+    while self.process.poll() is None and last_step(self.workdir) < step:
+      time.sleep(0.005)
+
+
+@dataclasses.dataclass
+class Bench:
+  """Where the runs are, what decides at random, and the run that nothing disturbed."""
+
+  root: pathlib.Path
+  random: random.Random
+  whole: pathlib.Path
+
+  def new(self, name: str) -> pathlib.Path:
+    """A workdir that does not exist yet."""
+    return self.root / f"{name}_{len(list(self.root.iterdir()))}"
+
+  def ends_alike(self, workdir: pathlib.Path, *, whole: pathlib.Path | None = None) -> bool:
+    """Repeats the command, and compares the end in every bit with the undisturbed run's."""
+    return Run(workdir).wait() == 0 and same_end(whole or self.whole, workdir)
+
+
+def finished(workdir: pathlib.Path, arguments: Sequence[str] = SMALL, **settings) -> pathlib.Path:
+  """The workdir of a run that has ended well."""
+  run = Run(workdir, arguments, **settings)
+  if run.wait():
+    sys.exit(f"the undisturbed run failed: {run.output()}")
+  return workdir
+
+
+def checkpoints(workdir: pathlib.Path) -> list[pathlib.Path]:
+  """Those that are complete, the newest first."""
+  found = [path for path in workdir.glob("checkpoints/*") if path.name.isdecimal()]
+  return sorted(found, key=lambda path: -int(path.name))
+
+
+def newest(workdir: pathlib.Path) -> int:
+  """Step of the newest complete checkpoint, or 0."""
+  return max((int(path.name) for path in checkpoints(workdir)), default=0)
+
+
+def saves_under_way(workdir: pathlib.Path) -> list[str]:
+  """Names of Orbax's directories of saves that are not complete."""
+  return [path.name for path in workdir.glob("checkpoints/*.orbax-checkpoint-tmp*")]
+
+
+def lines(workdir: pathlib.Path) -> list[dict]:
+  """What `metrics.jsonl` holds; a line that is just being written is left out."""
+  path = workdir / "metrics.jsonl"
+  text = path.read_text() if path.exists() else ""
+  return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def last_step(workdir: pathlib.Path) -> int:
+  """Of the last line of the metrics, or 0."""
+  return max((line["step"] for line in lines(workdir)), default=0)
+
+
+def final_state(workdir: pathlib.Path) -> list[np.ndarray]:
+  """Everything in the newest checkpoint."""
+  experiment = Experiment(config_lib.read_json(workdir / "config.json"))
+  state, _ = resume(workdir, experiment.fresh_state())
+  return jax.device_get(jax.tree.leaves(state.replace(key=jax.random.key_data(state.key))))
+
+
+def same_end(a: pathlib.Path, b: pathlib.Path) -> bool:
+  """Whether two runs have the same last state in every bit, and the same evaluations."""
+  if newest(a) != newest(b) or not newest(a):
+    return False
+  arrays = zip(final_state(a), final_state(b), strict=True)
+  evaluations = [[x for x in lines(workdir) if x["split"] == "eval"] for workdir in (a, b)]
+  return evaluations[0] == evaluations[1] and all(np.array_equal(x, y) for x, y in arrays)

@@ -1,0 +1,157 @@
+"""Disks that are full or read-only, and checkpoints that are damaged."""
+
+from collections.abc import Iterator
+import contextlib
+import pathlib
+import shutil
+import signal
+import subprocess
+
+from benchmarks.faults.runs import (
+  SAVE_EVERY,
+  STEPS,
+  Bench,
+  Outcome,
+  Run,
+  checkpoints,
+  final_state,
+  newest,
+  same_end,
+)
+
+DISKS, DAMAGES, READ_ONLY = 8, 5, 2
+
+
+@contextlib.contextmanager
+def mounted(directory: pathlib.Path, options: str) -> Iterator[pathlib.Path]:
+  """A file system in memory.
+
+  Raises:
+    PermissionError: where mounting is not allowed.
+  """
+  directory.mkdir()
+  mount(directory, options)
+  try:
+    yield directory
+  finally:
+    subprocess.run(["umount", str(directory)], check=True)
+
+
+def mount(directory: pathlib.Path, options: str) -> None:
+  """Mounts a file system in memory, or mounts it with other options."""
+  command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(directory)]
+  done = subprocess.run(command, capture_output=True, text=True)
+  if done.returncode:
+    raise PermissionError(f"mounting takes root: {done.stderr.strip()}")
+
+
+def full_disk(bench: Bench) -> Outcome:
+  """The disk fills up in the middle of the run, within a save or with a line of the metrics."""
+  outcome = Outcome("full disk")
+  named = []
+  for trial in range(DISKS):
+    with mounted(bench.root / f"disk_{trial}", "size=100m") as disk:
+      workdir = disk / "run"
+      first = Run(workdir)
+      first.wait_for_step(bench.random.randrange(2 * SAVE_EVERY, STEPS // 2))
+      first.signal_all(signal.SIGTERM)
+      first.wait()
+      good, before = newest(workdir), final_state(workdir)
+      used = shutil.disk_usage(disk).used // 1024
+      free = bench.random.randrange(4, max(_kilobytes(checkpoints(workdir)[0]) - 8, 8), 4)
+      mount(disk, f"remount,size={used + free}k")
+      run = Run(workdir)
+      code = run.wait()
+      outcome.seen = run.last_line().replace(str(disk), "DISK")
+      clear = "No space left on device" in outcome.seen and outcome.seen.startswith("error: ")
+      named.append(f"{workdir}/checkpoints/" in run.last_line())
+      kept = newest(workdir) > good or all(
+        (a == b).all() for a, b in zip(final_state(workdir), before, strict=True)
+      )
+      mount(disk, "remount,size=100m")
+      alike = bench.ends_alike(workdir)
+      outcome.count(survived=code == 1 and clear and alike, kept=kept and alike)
+  outcome.note = f"ended with 1; {sum(named)} of the messages name a checkpoint"
+  return outcome
+
+
+def read_only(bench: Bench) -> Outcome:
+  """The workdir cannot be written to: at the start of a run, and when it is resumed."""
+  outcome = Outcome("read-only workdir")
+  for trial in range(READ_ONLY):
+    with mounted(bench.root / f"fixed_{trial}", "size=100m") as disk:
+      workdir = disk / "run"
+      if trial:
+        run = Run(workdir)
+        run.wait_for_step(STEPS // 2)
+        run.signal_all(signal.SIGTERM)
+        run.wait()
+      before = newest(workdir)
+      mount(disk, "remount,ro")
+      run = Run(bench.root / f"fixed_{trial}" / "run", log=bench.root / f"fixed_{trial}.log")
+      code = run.wait()
+      outcome.seen = run.last_line().replace(str(disk), "DISK")
+      clear = len(run.output().splitlines()) == 1 and "cannot be written to" in outcome.seen
+      kept = newest(workdir) == before
+      mount(disk, "remount,rw")
+      alike = bench.ends_alike(workdir)
+      outcome.count(survived=code == 1 and clear and alike, kept=kept and alike)
+  outcome.note = "one line, before any data are read"
+  return outcome
+
+
+def damaged_checkpoint(bench: Bench) -> Outcome:
+  """The newest checkpoint of a run that was killed is spoiled in four ways."""
+  outcome = Outcome("damaged newest checkpoint")
+  start = bench.new("to_be_damaged")
+  run = Run(start)
+  run.wait_for_step(STEPS // 2)
+  run.signal_all(signal.SIGKILL)
+  run.wait()
+  older = checkpoints(start)[1]
+  files = [path for path in checkpoints(start)[0].rglob("*") if path.is_file()]
+  harmless = 0
+  for damage in (_truncate, _zero, _flip, _delete_half):
+    for _ in range(DAMAGES):
+      workdir = bench.new("damaged")
+      shutil.copytree(start, workdir)
+      file = workdir / bench.random.choice(files).relative_to(start)
+      damage(bench, checkpoints(workdir)[0], file)
+      run = Run(workdir)
+      ended_well = run.wait() == 0
+      noticed = [line for line in run.output().splitlines() if "cannot be read" in line]
+      harmless += not noticed
+      outcome.seen = noticed[-1].partition("] ")[2] if noticed else outcome.seen
+      used = f"at step {older.name} of" in run.output() or not noticed
+      alike = same_end(bench.whole, workdir)
+      outcome.count(survived=ended_well and used and alike, kept=alike)
+  outcome.note = f"{harmless} of them in files that are not needed to go on"
+  return outcome
+
+
+def _kilobytes(checkpoint: pathlib.Path) -> int:
+  """What a save needs on the disk, in blocks of 4."""
+  files = [path for path in checkpoint.rglob("*") if path.is_file()]
+  return sum(-(-file.stat().st_size // 4096) * 4 for file in files)
+
+
+def _truncate(bench: Bench, checkpoint: pathlib.Path, file: pathlib.Path) -> None:
+  content = file.read_bytes()
+  file.write_bytes(content[: bench.random.randrange(len(content) or 1)])
+
+
+def _zero(bench: Bench, checkpoint: pathlib.Path, file: pathlib.Path) -> None:
+  file.write_bytes(bytes(file.stat().st_size))
+
+
+def _flip(bench: Bench, checkpoint: pathlib.Path, file: pathlib.Path) -> None:
+  content = bytearray(file.read_bytes())
+  for place in bench.random.sample(range(len(content)), min(len(content), 3)):
+    content[place] ^= bench.random.randrange(1, 256)
+  file.write_bytes(bytes(content))
+
+
+def _delete_half(bench: Bench, checkpoint: pathlib.Path, file: pathlib.Path) -> None:
+  files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+  for each in bench.random.sample(files, len(files) // 2):
+    each.unlink()

@@ -101,7 +101,8 @@ def answers_by_hand(workdir, step=None):
   variables, _ = restore_variables(config, mesh.make_mesh(), workdir, step)
   source = open_source("digits", "test")
   image = np.float32((source.images / 255 - config.augment.mean) / config.augment.std)
-  logits = make_model(config, mesh.make_mesh()).apply(variables, image)
+  model = make_model(config, mesh.make_mesh(jax.devices()[:1]))
+  logits = model.apply(jax.device_get(variables), image)
   return source.images, source.labels, np.asarray(jax.nn.softmax(logits))
 
 

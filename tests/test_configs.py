@@ -45,4 +45,4 @@ def test_every_setting_is_read():
     section, _, name = key.rpartition(".")
     # Whole sections are handed over as keyword arguments.
     assert re.search(rf"\b{name}\b", others), f"nothing reads config.{key}"
-    assert section in ("", "data", "augment", "model", "optimizer", "schedule", "run")
+    assert section in ("", "data", "augment", "model", "optimizer", "schedule", "run", "parallel")

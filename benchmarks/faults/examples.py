@@ -9,7 +9,7 @@ import PIL.Image
 from benchmarks.faults.runs import Bench, Outcome, Run, finished, lines, same_end
 from convmixer_jax import prepare
 
-TRIALS, LIMIT, IMAGES = 3, 3, 40  # images of each of two classes
+TRIALS, LIMIT, IMAGES = 2, 3, 40  # images of each of two classes
 
 
 def damaged_examples(bench: Bench) -> Outcome:

@@ -13,18 +13,19 @@ from benchmarks.faults.runs import (
   Outcome,
   Run,
   finished,
+  last_step,
   newest,
   same_end,
   saves_under_way,
 )
 
-KILLS, TERMS, WORKER_KILLS = 20, 5, 5
+KILLS, TERMS, WORKER_KILLS = 20, 3, 3
 
 
 def sigkill(bench: Bench) -> Outcome:
-  """One run, killed again and again: half of the moments are anywhere, half are in a save."""
+  """Runs that are killed again and again: while they start, among the steps, half in a save."""
   outcome = Outcome("SIGKILL of the run")
-  workdir = bench.new("sigkill")
+  workdir, runs, alike = bench.new("sigkill"), 1, True
   in_save = 0
   resumed: list[int] = []
   while len(resumed) < KILLS:
@@ -33,21 +34,25 @@ def sigkill(bench: Bench) -> Outcome:
     if len(resumed) % 2:
       _wait_for_save(run, bench.random.choice((1, 1, 2)))
       time.sleep(bench.random.uniform(0, 0.05))
+    elif len(resumed) % 4:
+      run.wait_for_line(last_step(workdir) + bench.random.randrange(1, 2 * SAVE_EVERY))
+      time.sleep(bench.random.uniform(0, 0.2))
     else:
       time.sleep(bench.random.uniform(0, 8))
     run.signal_all(signal.SIGKILL)
     if run.wait() != -signal.SIGKILL:  # it was over before: that is none of the kills
       if newest(workdir) != STEPS:
         raise RuntimeError(run.output())
-      workdir = bench.new("sigkill")
+      alike &= same_end(bench.whole, workdir)
+      workdir, runs = bench.new("sigkill"), runs + 1
       continue
-    in_save += bool(saves_under_way(workdir))
+    in_save += bool(len(resumed) % 2 and saves_under_way(workdir))  # not one of an earlier kill
     resumed.append(newest(workdir))
     outcome.count(survived=newest(workdir) >= before, kept=newest(workdir) >= before)
-  if not bench.ends_alike(workdir):
+  if not (bench.ends_alike(workdir) and alike):
     outcome.survived, outcome.lost = 0, outcome.tried
   outcome.seen = "(nothing: it was killed)"
-  outcome.note = f"{in_save} of them inside a save; newest checkpoints after them: {resumed}"
+  outcome.note = f"{in_save} inside a save, {runs} runs; newest checkpoints after them: {resumed}"
   return outcome
 
 
@@ -116,9 +121,9 @@ def _workers(parent: int) -> list[int]:
 
 def _wait_for_save(run: Run, count: int) -> None:
   """Until the save of this number, counted from now, is under way, or the run ends."""
-  seen: set[str] = set(saves_under_way(run.workdir))
+  seen = set(saves_under_way(run.workdir))  # of an earlier kill; the start clears them away
   while run.process.poll() is None and count:
-    new = set(saves_under_way(run.workdir)) - seen
-    seen |= new
-    count -= bool(new)
+    now = set(saves_under_way(run.workdir))
+    count -= bool(now - seen)
+    seen = now
     time.sleep(0.001)

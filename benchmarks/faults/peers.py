@@ -10,7 +10,7 @@ from benchmarks.faults.runs import SAVE_EVERY, SMALL, STEPS, Bench, Outcome, Run
 HEARTBEAT_SECONDS = 10
 # Until the coordinator has noticed and told the others, and these have printed and ended.
 STATED_SECONDS = 3 * HEARTBEAT_SECONDS
-TRIALS = 2  # for each of the two
+TRIALS = 1  # for each of the two
 
 
 def one_of_two(bench: Bench) -> Outcome:

@@ -18,11 +18,11 @@ from convmixer_jax import config as config_lib
 from convmixer_jax.checkpoint import resume
 from convmixer_jax.train import Experiment
 
-SAVE_EVERY, STEPS = 4, 88
+SAVE_EVERY, STEPS = 4, 44
 SMALL = (
   "--config.model.dim=16",
   "--config.model.depth=2",
-  "--config.run.epochs=4",
+  "--config.run.epochs=2",
   "--config.run.eval_every_epochs=1",
   "--config.run.log_every_steps=4",
   f"--config.run.checkpoint_every_steps={SAVE_EVERY}",

@@ -42,7 +42,7 @@ FAULTS = {
 def table(outcomes: list[Outcome]) -> str:
   """As Markdown."""
   rows = [
-    "| fault | tried | survived | data lost | the user sees, at last | |",
+    "| fault | tried | survived | data lost | the user sees, at last | note |",
     "|---|---|---|---|---|---|",
   ]
   rows += [

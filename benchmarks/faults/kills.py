@@ -25,7 +25,7 @@ KILLS, TERMS, WORKER_KILLS = 20, 3, 3
 def sigkill(bench: Bench) -> Outcome:
   """Runs that are killed again and again: while they start, among the steps, half in a save."""
   outcome = Outcome("SIGKILL of the run")
-  workdir, runs, alike = bench.new("sigkill"), 1, True
+  workdir, alike = bench.new("sigkill"), True
   in_save = 0
   resumed: list[int] = []
   while len(resumed) < KILLS:
@@ -44,7 +44,7 @@ def sigkill(bench: Bench) -> Outcome:
       if newest(workdir) != STEPS:
         raise RuntimeError(run.output())
       alike &= same_end(bench.whole, workdir)
-      workdir, runs = bench.new("sigkill"), runs + 1
+      workdir = bench.new("sigkill")
       continue
     in_save += bool(len(resumed) % 2 and saves_under_way(workdir))  # not one of an earlier kill
     resumed.append(newest(workdir))
@@ -52,7 +52,7 @@ def sigkill(bench: Bench) -> Outcome:
   if not (bench.ends_alike(workdir) and alike):
     outcome.survived, outcome.lost = 0, outcome.tried
   outcome.seen = "(nothing: it was killed)"
-  outcome.note = f"{in_save} inside a save, {runs} runs; newest checkpoints after them: {resumed}"
+  outcome.note = f"{in_save} inside a save; newest checkpoints after them: {resumed}"
   return outcome
 
 
@@ -73,7 +73,7 @@ def sigterm(bench: Bench) -> Outcome:
     saved = newest(workdir)
     stopped = code == 128 + signal.SIGTERM and 0 < saved < STEPS and not saves_under_way(workdir)
     steps.append(saved)
-    outcome.seen = run.last_line()
+    outcome.seen = run.line_with("SIGTERM: ")
     alike = Run(workdir, [*SMALL, *workers]).wait() == 0 and same_end(whole, workdir)
     outcome.count(survived=stopped and alike, kept=alike)
   outcome.note = f"exit code 143, saved at steps {steps}; the last one with two data workers"
@@ -95,12 +95,9 @@ def worker(bench: Bench) -> Outcome:
     os.kill(bench.random.choice(children), signal.SIGKILL)
     ended_well = run.wait() == 0
     seconds.append(round(time.monotonic() - begin, 1))
-    warned = "Starting these processes anew" in run.output()
     alike = same_end(whole, workdir)
     outcome.count(survived=ended_well and alike, kept=alike)
-    if warned:
-      found = [line for line in run.output().splitlines() if "Starting these processes" in line]
-      outcome.seen = found[-1]
+    outcome.seen = run.line_with("Starting these processes anew") or outcome.seen
   outcome.note = f"the run ended well, without a restart, {seconds} s later"
   return outcome
 

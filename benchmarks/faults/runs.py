@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -103,6 +104,11 @@ class Run:
   def last_line(self) -> str:
     """What the user sees at the end."""
     return ([line for line in self.output().splitlines() if line.strip()] or [""])[-1]
+
+  def line_with(self, text: str) -> str:
+    """The last line that holds the text, without the date that a log puts first, or ""."""
+    found = [line for line in self.output().splitlines() if text in line]
+    return re.sub(r"^[IWE]\d{4} [^\]]*\] ", "", found[-1]) if found else ""
 
   def wait_for_step(self, step: int) -> None:
     """Until a checkpoint of this step or a later one is complete, or the run ends."""

@@ -119,9 +119,9 @@ def damaged_checkpoint(bench: Bench) -> Outcome:
       damage(bench, checkpoints(workdir)[0], file)
       run = Run(workdir)
       ended_well = run.wait() == 0
-      noticed = [line for line in run.output().splitlines() if "cannot be read" in line]
+      noticed = run.line_with("cannot be read")
       harmless += not noticed
-      outcome.seen = noticed[-1].partition("] ")[2] if noticed else outcome.seen
+      outcome.seen = noticed or outcome.seen
       used = f"at step {older.name} of" in run.output() or not noticed
       alike = same_end(bench.whole, workdir)
       outcome.count(survived=ended_well and used and alike, kept=alike)

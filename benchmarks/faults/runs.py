@@ -108,7 +108,7 @@ class Run:
   def line_with(self, text: str) -> str:
     """The last line that holds the text, without the date that a log puts first, or ""."""
     found = [line for line in self.output().splitlines() if text in line]
-    return re.sub(r"^[IWE]\d{4} [^\]]*\] ", "", found[-1]) if found else ""
+    return re.sub(r"^[IWEF]\d{4} [^\]]*\] ", "", found[-1]) if found else ""
 
   def wait_for_step(self, step: int) -> None:
     """Until a checkpoint of this step or a later one is complete, or the run ends."""

@@ -73,7 +73,7 @@ class Run:
   ):
     self.workdir, self.log = workdir, log or workdir.with_suffix(".log")
     self._before = self.log.stat().st_size if self.log.exists() else 0
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled")}
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(self.log.parent / "compiled")}
     cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     with self.log.open("a") as log:
       self.process = subprocess.Popen(
@@ -133,9 +133,9 @@ class Bench:
     """A workdir that does not exist yet."""
     return self.root / f"{name}_{len(list(self.root.iterdir()))}"
 
-  def ends_alike(self, workdir: pathlib.Path, *, whole: pathlib.Path | None = None) -> bool:
+  def ends_alike(self, workdir: pathlib.Path, log: pathlib.Path | None = None) -> bool:
     """Repeats the command, and compares the end in every bit with the undisturbed run's."""
-    return Run(workdir).wait() == 0 and same_end(whole or self.whole, workdir)
+    return Run(workdir, log=log).wait() == 0 and same_end(self.whole, workdir)
 
 
 def finished(workdir: pathlib.Path, arguments: Sequence[str] = SMALL, **settings) -> pathlib.Path:

@@ -51,8 +51,8 @@ def full_disk(bench: Bench) -> Outcome:
   named = []
   for trial in range(DISKS):
     with mounted(bench.root / f"disk_{trial}", "size=100m") as disk:
-      workdir = disk / "run"
-      first = Run(workdir)
+      workdir, log = disk / "run", bench.root / f"disk_{trial}.log"
+      first = Run(workdir, log=log)
       first.wait_for_step(bench.random.randrange(2 * SAVE_EVERY, STEPS // 2))
       first.signal_all(signal.SIGTERM)
       first.wait()
@@ -60,7 +60,7 @@ def full_disk(bench: Bench) -> Outcome:
       used = shutil.disk_usage(disk).used // 1024
       free = bench.random.randrange(4, max(_kilobytes(checkpoints(workdir)[0]) - 8, 8), 4)
       mount(disk, f"remount,size={used + free}k")
-      run = Run(workdir)
+      run = Run(workdir, log=log)
       code = run.wait()
       outcome.seen = run.last_line().replace(str(disk), "DISK")
       clear = "No space left on device" in outcome.seen and outcome.seen.startswith("error: ")
@@ -69,7 +69,7 @@ def full_disk(bench: Bench) -> Outcome:
         (a == b).all() for a, b in zip(final_state(workdir), before, strict=True)
       )
       mount(disk, "remount,size=100m")
-      alike = bench.ends_alike(workdir)
+      alike = bench.ends_alike(workdir, log)
       outcome.count(survived=code == 1 and clear and alike, kept=kept and alike)
   outcome.note = f"ended with 1; {sum(named)} of the messages name a checkpoint"
   return outcome
@@ -80,21 +80,21 @@ def read_only(bench: Bench) -> Outcome:
   outcome = Outcome("read-only workdir")
   for trial in range(READ_ONLY):
     with mounted(bench.root / f"fixed_{trial}", "size=100m") as disk:
-      workdir = disk / "run"
+      workdir, log = disk / "run", bench.root / f"fixed_{trial}.log"
       if trial:
-        run = Run(workdir)
+        run = Run(workdir, log=log)
         run.wait_for_step(STEPS // 2)
         run.signal_all(signal.SIGTERM)
         run.wait()
       before = newest(workdir)
       mount(disk, "remount,ro")
-      run = Run(bench.root / f"fixed_{trial}" / "run", log=bench.root / f"fixed_{trial}.log")
+      run = Run(workdir, log=log)
       code = run.wait()
       outcome.seen = run.last_line().replace(str(disk), "DISK")
       clear = len(run.output().splitlines()) == 1 and "cannot be written to" in outcome.seen
       kept = newest(workdir) == before
       mount(disk, "remount,rw")
-      alike = bench.ends_alike(workdir)
+      alike = bench.ends_alike(workdir, log)
       outcome.count(survived=code == 1 and clear and alike, kept=kept and alike)
   outcome.note = "one line, before any data are read"
   return outcome

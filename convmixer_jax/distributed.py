@@ -69,16 +69,22 @@ def joined(
   except SystemExit:
     raise  # all of them stop
   except BaseException as error:
-    text = f"error: {error}\n" if isinstance(error, UserError) else traceback.format_exc()
-    if isinstance(error, jax.errors.JaxRuntimeError):
-      text += (
-        f"This may come of the end of another of the {count} processes: see what that one said. "
-        "The same command goes on from the newest checkpoint\n"
-      )
-    print(f"process {index} of {count}: {text}", end="", file=sys.stderr, flush=True)
+    print(_last_words(error, index, count), file=sys.stderr, flush=True)
     if index == 0:
       time.sleep(2)  # without process 0 the others end at once, and may have an error to tell
     os._exit(1)
+
+
+def _last_words(error: BaseException, index: int, count: int) -> str:
+  """What a process says that an exception ends; backends have many for a peer that is gone."""
+  name = f"process {index} of {count}"
+  if isinstance(error, UserError):
+    return f"{name}: error: {error}"
+  return (
+    f"{''.join(traceback.format_exception(error))}{name} ends with this {type(error).__name__}. It "
+    "may come of the end of another process: see what that one said. The same command goes on "
+    "from the newest checkpoint"
+  )
 
 
 def _initialize(

@@ -164,6 +164,17 @@ def test_flags_that_join_nothing_are_refused(arguments, message):
     pass
 
 
+def test_a_process_whose_peer_is_gone_says_so_last():
+  """The exception is the one that a killed peer causes on CPUs."""
+  lost = ValueError("UNKNOWN: Gloo AllGather failed: Connection reset by peer")
+  lines = distributed._last_words(lost, 1, 2).splitlines()
+  assert lines[-2] == f"ValueError: {lost}"
+  assert lines[-1].startswith("process 1 of 2 ends with this ValueError. It may come of the end of")
+  assert lines[-1].endswith("The same command goes on from the newest checkpoint")
+  mistake = distributed._last_words(UserError("no such data set"), 0, 2)
+  assert mistake == "process 0 of 2: error: no such data set"
+
+
 def test_one_process_agrees_with_itself():
   assert distributed.all_agree(True)
   assert not distributed.all_agree(False)

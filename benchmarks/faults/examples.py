@@ -91,5 +91,5 @@ def _spoil(bench: Bench, root: pathlib.Path, dataset: str, split: str, index: in
   record = reader.read([index])[0]
   reader.close()
   content = bytearray(file.read_bytes())
-  content[content.index(record[-300:]) + bench.random.randrange(300)] ^= 0x55
+  content[content.index(record[-100:]) + bench.random.randrange(100)] ^= 0x55
   file.write_bytes(bytes(content))

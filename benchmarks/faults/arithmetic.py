@@ -28,7 +28,7 @@ from convmixer_jax import main, step, train
 def not_a_number(bench: Bench) -> Outcome:
   """At a random step after which there is a save, and at the one before."""
   outcome = Outcome("NaN in a gradient or an update")
-  for kind in ("gradient", "update"):
+  for kind in POISONED:
     due = bench.random.randrange(3, STEPS // SAVE_EVERY - 2) * SAVE_EVERY
     for moment in (due - 1, due):
       workdir = bench.new("nan")
@@ -44,40 +44,61 @@ def not_a_number(bench: Bench) -> Outcome:
   return outcome
 
 
-def poisoned(kind: str, moment: int):
-  """`train_step`, but for one step, counted from 1."""
+def experiment(kind: str, moment: int) -> type[train.Experiment]:
+  """An `Experiment` whose step of this number, from 1, has the fault; all others are compiled as
+  they always are, so that their numbers are the same in every bit.
+  """
 
-  def spoil(state, tree):
-    is_now = state.step + 1 == moment
-    return jax.tree.map(lambda x: jnp.where(is_now, jnp.nan, x), tree)
+  class Poisoned(train.Experiment):
+    def __init__(self, *settings):
+      with mock.patch.object(train, "train_step", POISONED[kind]):
+        super().__init__(*settings)
+      spoiled = self.train_step
+      super().__init__(*settings)
+      sound = self.train_step
 
-  def of_gradient(state, batch, **settings):
-    make = step._gradient_fn
+      def train_step(state, batch):
+        is_now = jax.device_get(state.step) + 1 == moment
+        return (spoiled if is_now else sound)(state, batch)
 
-    def gradient_fn(*arguments):
-      original = make(*arguments)
+      self.train_step = train_step
 
-      def spoiled(*values):
-        gradients, rest = original(*values)
-        return spoil(state, gradients), rest
+  return Poisoned
 
-      return spoiled
 
-    with mock.patch.object(step, "_gradient_fn", gradient_fn):
-      return step.train_step(state, batch, **settings)
+def _of_gradient(state, batch, **settings):
+  make = step._gradient_fn
 
-  def of_update(state, batch, *, optimizer, **settings):
-    def update(*values):
-      updates, opt_state = optimizer.update(*values)
-      return spoil(state, updates), opt_state
+  def gradient_fn(*arguments):
+    original = make(*arguments)
 
-    spoiled = optax.GradientTransformation(optimizer.init, update)
-    return step.train_step(state, batch, optimizer=spoiled, **settings)
+    def spoiled(*values):
+      gradients, rest = original(*values)
+      return _spoil(gradients), rest
 
-  return {"gradient": of_gradient, "update": of_update}[kind]
+    return spoiled
+
+  with mock.patch.object(step, "_gradient_fn", gradient_fn):
+    return step.train_step(state, batch, **settings)
+
+
+def _of_update(state, batch, *, optimizer, **settings):
+  def update(*values):
+    updates, opt_state = optimizer.update(*values)
+    return _spoil(updates), opt_state
+
+  spoiled = optax.GradientTransformation(optimizer.init, update)
+  return step.train_step(state, batch, optimizer=spoiled, **settings)
+
+
+def _spoil(tree):
+  return jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), tree)
+
+
+POISONED = {"gradient": _of_gradient, "update": _of_update}
 
 
 if __name__ == "__main__":
   own, sys.argv[1:] = sys.argv[1:3], sys.argv[3:]
-  train.train_step = poisoned(own[0], int(own[1]))
+  train.Experiment = experiment(own[0], int(own[1]))  # type: ignore[misc]
   main.run()

@@ -1,6 +1,7 @@
 """What the commands have in common: their start, their way out, and a flag."""
 
 from collections.abc import Callable, Sequence
+import gc
 import logging
 import sys
 
@@ -33,7 +34,11 @@ def run(
       absl_logging.set_verbosity(absl_logging.ERROR)
     main(argv)
 
+  message = None
   try:
     app.run(quietly, flags_parser=parse_flags) if parse_flags else app.run(quietly)
   except UserError as error:
-    sys.exit(f"error: {error}")
+    message = f"error: {error}"
+  if message:
+    gc.collect()  # Orbax's failed tasks complain when they are freed: not after the message
+    sys.exit(message)

@@ -9,7 +9,7 @@ import PIL.Image
 from benchmarks.faults.runs import Bench, Outcome, Run, finished, lines, same_end
 from convmixer_jax import prepare
 
-TRIALS, LIMIT, IMAGES = 2, 3, 40  # images of each of two classes
+TRIALS, LIMIT, IMAGES = 1, 3, 40  # images of each of two classes
 
 
 def damaged_examples(bench: Bench) -> Outcome:
@@ -17,7 +17,7 @@ def damaged_examples(bench: Bench) -> Outcome:
   outcome = Outcome("corrupt JPEGs and records")
   photos = bench.root / "photos"
   _draw(photos)
-  for trial in range(TRIALS):
+  for _ in range(TRIALS):
     for dataset in ("folder", "blobs"):
       root = bench.new("data")
       if dataset == "folder":
@@ -40,7 +40,7 @@ def damaged_examples(bench: Bench) -> Outcome:
         "--config.run.eval_every_epochs=2",
         "--config.run.checkpoint_every_steps=5",
         f"--config.run.max_damaged={LIMIT}",
-        f"--config.run.workers={2 * (trial == 1)}",
+        f"--config.run.workers={2 * (dataset == 'blobs')}",
       ]
       victims = bench.random.sample(range(2 * IMAGES), LIMIT + 1)
       for victim in victims[:LIMIT]:
@@ -57,10 +57,13 @@ def damaged_examples(bench: Bench) -> Outcome:
       _spoil(bench, root, dataset, "train", victims[-1])
       run = Run(bench.new("stopping"), flags)
       code = run.wait()
-      outcome.seen = re.sub(r": .*\.(?= Mend)", ": ...", run.last_line())
+      # With data workers Python's `resource_tracker` may have the last word.
+      told = run.line_with("error: ")
+      outcome.seen = re.sub(r": .*\.(?= Mend)", ": ...", told)
       count = f"error: {LIMIT + 1} examples are damaged, config.run.max_damaged is {LIMIT}"
-      outcome.count(survived=code == 1 and run.last_line().startswith(count))
-  outcome.note = f"half with {LIMIT} of them, named and counted; half with one more, which stop"
+      outcome.count(survived=code == 1 and told.startswith(count))
+  outcome.note = f"half with {LIMIT} of them, named and counted; half with one more, which stop; "
+  outcome.note += "JPEGs without data workers, records with two"
   return outcome
 
 

@@ -19,7 +19,7 @@ from benchmarks.faults.runs import (
   same_end,
 )
 
-DISKS, DAMAGES, READ_ONLY = 4, 3, 2
+DISKS, DAMAGES, READ_ONLY = 3, 3, 2
 
 
 @contextlib.contextmanager

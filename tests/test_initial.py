@@ -52,6 +52,7 @@ def without_head(params):
   return {name: x for name, x in params.items() if name != "head"}
 
 
+@pytest.mark.slow
 def test_a_frozen_backbone_keeps_every_bit_and_the_head_learns(config, tmp_path):
   config.init_from, variables = weights_file(tmp_path / "weights", 10)
   # A weight of -0 is the one that adding 0 would change.
@@ -71,6 +72,7 @@ def test_a_frozen_backbone_keeps_every_bit_and_the_head_learns(config, tmp_path)
   assert moments < 3 * 90 < sum(x.size for x in jax.tree.leaves(state.params))
 
 
+@pytest.mark.slow
 def test_a_frozen_models_gradient_is_that_of_its_head_in_evaluation_mode(config, tmp_path):
   config.init_from, variables = weights_file(tmp_path / "weights", 10)
   config.optimizer.freeze_backbone = True
@@ -89,6 +91,7 @@ def test_a_frozen_models_gradient_is_that_of_its_head_in_evaluation_mode(config,
   np.testing.assert_allclose(values["grad_norm"], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay_kind", ["adamw", "l2"])
 def test_a_lower_rate_is_exactly_that_factor_in_the_first_update(config, tmp_path, decay_kind):
   config.init_from, variables = weights_file(tmp_path / "weights", 10)
@@ -121,6 +124,7 @@ def test_a_head_of_another_size_is_new_and_the_rest_is_not(config, tmp_path, cap
   assert json.loads((tmp_path / "run/config.json").read_text())["init_from"] == config.init_from
 
 
+@pytest.mark.slow
 def test_a_resumed_run_needs_the_weights_no_more_but_keeps_to_them(config, tmp_path):
   config.init_from, _ = weights_file(tmp_path / "weights", 10)
   train(config, tmp_path / "run")
@@ -136,6 +140,7 @@ def test_a_resumed_run_needs_the_weights_no_more_but_keeps_to_them(config, tmp_p
     train(config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_weights_are_evaluated_without_a_run(config, tmp_path):
   """A run that begins with them and never moves has the same accuracy and loss."""
   config.init_from, variables = weights_file(tmp_path / "weights", 10)

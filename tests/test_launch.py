@@ -14,6 +14,7 @@ import time
 import pytest
 import yaml
 
+pytestmark = pytest.mark.slow  # the scripts are the same on any Python
 ROOT = pathlib.Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
 PARSE = """
@@ -47,7 +48,6 @@ def test_the_command_in_the_header_is_one_that_the_program_takes(name):
   check_flags(found[0])
 
 
-@pytest.mark.slow
 def test_gpu_sh_resumes_after_a_kill_and_ends_on_sigterm(tmp_path, venv):
   environment = {**os.environ, "VENV": str(venv), "EXTRAS": "", "JAX_NUM_CPU_DEVICES": "1"}
   small = ("model.dim=8", "model.depth=1", "model.patch_size=2", "run.epochs=2000")

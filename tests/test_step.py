@@ -91,6 +91,7 @@ def test_groups_of_one_device_need_no_messages_but_the_gradient(config, settings
   assert collectives(config) == ["all-reduce"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "group_size"), [(80, 16), (64, 16)])
 def test_groups_on_several_devices_send_their_sums_and_not_their_maps(config, batch, group_size):
   """Ten images on each of eight devices, in groups of 16; or eight."""
@@ -137,6 +138,7 @@ def test_twenty_steps_are_pytorchs(name):
     assert_close(variables[part], golden["after"][part], tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["mean", "sum"])
 def test_accumulated_parts_give_the_gradient_of_the_batch(config, loss):
   """With groups as large as the parts they have the same statistics as the batch in one go.
@@ -154,6 +156,7 @@ def test_accumulated_parts_give_the_gradient_of_the_batch(config, loss):
   assert np.abs(stem - stem_of_parts).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_summed_loss_has_the_gradient_of_all_examples(config):
   config.optimizer.clip_norm = None
   norms = {}

@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
+
+from convmixer_jax import mesh as mesh_lib
 
 _log = logging.getLogger(__name__)
 
@@ -29,9 +30,9 @@ class Interrupt:
     self._before: dict[signal.Signals, Any] = {}
     self._is_alone = jax.process_count() == 1
     if not self._is_alone:
-      mesh = Mesh(np.array(jax.devices()), ("all",))
-      self._sharding = NamedSharding(mesh, PartitionSpec("all"))
-      self._greatest = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
+      mesh = mesh_lib.make_mesh()
+      self._sharding = mesh_lib.sharded(mesh)
+      self._greatest = jax.jit(jnp.max, out_shardings=mesh_lib.replicated(mesh))
       self._vote: jax.Array | None = None
 
   def __enter__(self) -> "Interrupt":

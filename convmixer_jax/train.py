@@ -1,13 +1,16 @@
 """The training loop, and all that it needs."""
 
+from collections.abc import Callable
 import functools
 import logging
 import pathlib
+from typing import Any
 import zlib
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import config_dict
+import optax
 
 from convmixer_jax import checkpoint, disk, distributed, initial, inputs, metrics
 from convmixer_jax import config as config_lib
@@ -15,6 +18,7 @@ from convmixer_jax import mesh as mesh_lib
 from convmixer_jax.errors import UserError
 from convmixer_jax.evaluate import Evaluator
 from convmixer_jax.interrupt import Interrupt
+from convmixer_jax.model import ConvMixer
 from convmixer_jax.optim import make_optimizer, make_schedule
 from convmixer_jax.state import TrainState, create_state
 from convmixer_jax.step import train_step
@@ -22,6 +26,62 @@ from convmixer_jax.watchdog import Watchdog
 from convmixer_jax.writer import Writer
 
 _log = logging.getLogger(__name__)
+
+
+def make_step(
+  config: config_dict.ConfigDict,
+  mesh: Mesh,
+  model: ConvMixer,
+  steps_per_epoch: int,
+  channels: int,
+) -> tuple[optax.GradientTransformation, Any, Callable[[], TrainState]]:
+  """A config's optimiser, its jitted `step.train_step`, and what makes the state before the first.
+
+  Args:
+    config: see `config.base`.
+    mesh: where.
+    model: whose step it is.
+    steps_per_epoch: of the schedule.
+    channels: of the images.
+  """
+  settings = config.optimizer.to_dict()
+  schedule = make_schedule(
+    **config.schedule,
+    peak=settings.pop("learning_rate"),
+    epochs=config.run.epochs,
+    steps_per_epoch=steps_per_epoch,
+  )
+  of_step = {name: settings.pop(name) for name in ("loss", "accumulate_steps", "ema_decay")}
+  of_step["freeze_backbone"] = settings["freeze_backbone"]
+  optimizer = make_optimizer(schedule, **settings)
+  size = config.data.image_size
+
+  def fresh_state() -> TrainState:
+    return create_state(
+      model,
+      optimizer,
+      mesh,
+      seed=config.seed,
+      image_shape=(size, size, channels),
+      with_ema=config.optimizer.ema_decay is not None,
+    )
+
+  state = jax.eval_shape(fresh_state)
+  _log.info(mesh_lib.describe(mesh, state.params))
+  step = jax.jit(
+    functools.partial(
+      train_step,
+      model=model,
+      optimizer=optimizer,
+      schedule=schedule,
+      augmentation=inputs.make_augmentation(config, mesh),
+      mesh=mesh if mesh.size > 1 else None,
+      **of_step,
+    ),
+    donate_argnums=0,
+    out_shardings=(mesh_lib.cut(mesh, state), mesh_lib.replicated(mesh)),
+  )
+  return optimizer, step, fresh_state
 
 
 class Experiment:
@@ -53,42 +113,8 @@ class Experiment:
         f"config.data.eval_split, {classes[1]}"
       )
     self.steps_per_epoch = len(self.batches)
-    settings = config.optimizer.to_dict()
-    self.schedule = make_schedule(
-      **config.schedule,
-      peak=settings.pop("learning_rate"),
-      epochs=config.run.epochs,
-      steps_per_epoch=self.steps_per_epoch,
-    )
-    of_step = {name: settings.pop(name) for name in ("loss", "accumulate_steps", "ema_decay")}
-    of_step["freeze_backbone"] = settings["freeze_backbone"]
-    self.optimizer = make_optimizer(self.schedule, **settings)
-    state = jax.eval_shape(self.fresh_state)
-    _log.info(mesh_lib.describe(self.mesh, state.params))
-    self.train_step = jax.jit(
-      functools.partial(
-        train_step,
-        model=self.model,
-        optimizer=self.optimizer,
-        schedule=self.schedule,
-        augmentation=inputs.make_augmentation(config, self.mesh),
-        mesh=self.mesh if self.mesh.size > 1 else None,
-        **of_step,
-      ),
-      donate_argnums=0,
-      out_shardings=(mesh_lib.cut(self.mesh, state), mesh_lib.replicated(self.mesh)),
-    )
-
-  def fresh_state(self) -> TrainState:
-    """The state before the first step."""
-    size = self.config.data.image_size
-    return create_state(
-      self.model,
-      self.optimizer,
-      self.mesh,
-      seed=self.config.seed,
-      image_shape=(size, size, self.batches.source.channels),
-      with_ema=self.config.optimizer.ema_decay is not None,
+    self.optimizer, self.train_step, self.fresh_state = make_step(
+      config, self.mesh, self.model, self.steps_per_epoch, self.batches.source.channels
     )
 
   def evaluate(self, state: TrainState) -> dict[str, dict[str, float]]:

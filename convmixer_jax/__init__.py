@@ -13,3 +13,4 @@ from convmixer_jax.models import create_model
 from convmixer_jax.names import list_models
 
 __all__ = ["ConvMixer", "create_model", "list_models"]
+__version__ = "0.1.0"

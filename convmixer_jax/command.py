@@ -16,16 +16,13 @@ def define_activation() -> None:
   flags.DEFINE_string("activation", None, "Of a file that does not tell it: gelu, relu.")
 
 
-def run(
-  main: Callable[[Sequence[str]], None],
-  parse_flags: Callable[[Sequence[str]], Sequence[str]] | None = None,
-) -> None:
+def run(main: Callable[[Sequence[str]], None]) -> None:
   """Parses the flags and calls `main`; a mistake of the user's ends in one line and exit code 1.
 
   Args:
     main: takes the arguments that are no flags, the command's name first.
-    parse_flags: instead of absl's; may raise UserError, too.
   """
+  _help_shows(main.__module__)
   logging.getLogger("convmixer_jax").setLevel(logging.INFO)
 
   def quietly(argv: Sequence[str]) -> None:
@@ -36,9 +33,17 @@ def run(
 
   message = None
   try:
-    app.run(quietly, flags_parser=parse_flags) if parse_flags else app.run(quietly)
+    app.run(quietly)
   except UserError as error:
     message = f"error: {error}"
   if message:
     gc.collect()  # Orbax's failed tasks complain when they are freed: not after the message
     sys.exit(message)
+
+
+def _help_shows(module: str) -> None:
+  """Lets --help tell of the command's module also where a script of another name has started it."""
+  if module != "__main__":  # which is where absl looks
+    sys.modules["__main__"].__doc__ = sys.modules[module].__doc__
+    for flag in flags.FLAGS.get_flags_for_module(module):
+      flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)

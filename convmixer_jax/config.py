@@ -4,10 +4,16 @@ A file in `configs/` starts from `base()` and fills in its recipe. Keys without
 a value here are the recipe's to set. Nothing else declares a key.
 """
 
-from collections.abc import Mapping
+import ast
+from collections.abc import Callable, Mapping
+import difflib
 import json
+import math
+import os
 import pathlib
+import re
 import runpy
+import traceback
 from typing import Any
 
 from ml_collections import config_dict
@@ -162,9 +168,156 @@ _BELOW_ONE = """
 """
 
 
+def names() -> list[str]:
+  """The configs that come with this package, which `--config=NAME` takes."""
+  return sorted(path.stem for path in _shipped().glob("*.py"))
+
+
+def _shipped() -> pathlib.Path:
+  """The directory of the configs: in the package where it is installed, beside it in a checkout."""
+  installed = pathlib.Path(__file__).with_name("configs")
+  return installed if installed.is_dir() else installed.parents[1] / "configs"
+
+
+def path_of(name: str) -> pathlib.Path:
+  """The file that --config means: the one at this path, or else the config of this name.
+
+  Raises:
+    UserError: if there is neither; it lists the names.
+  """
+  path = pathlib.Path(os.path.expanduser(name))
+  if path.is_file():
+    return path
+  if name.removesuffix(".py") in names():
+    return _shipped() / f"{path.stem}.py"
+  near = "".join(f" Did you mean {n}?" for n in difflib.get_close_matches(path.stem, names(), 1))
+  raise UserError(
+    f"--config={name} is neither a file nor the name of a config.{near} The names are "
+    f"{', '.join(names())}"
+  )
+
+
 def read(path: pathlib.Path) -> config_dict.ConfigDict:
-  """The config that a file defines, for recipes that differ from it in little."""
-  return runpy.run_path(str(path))["get_config"]()
+  """The config that a file defines, for recipes that differ from it in little.
+
+  Raises:
+    UserError: with the file and the line, if it does not parse, raises, or gives another config
+      than one of `base`.
+  """
+  try:
+    get_config = runpy.run_path(str(path)).get("get_config")
+    if get_config is None:
+      raise UserError(f"{path} has no function get_config(), which returns the settings")
+    config = get_config()
+  except UserError:  # of a file that this one reads
+    raise
+  except SyntaxError as error:
+    where = f"{error.filename or path}, line {error.lineno}"
+    raise UserError(f"{where}: SyntaxError: {error.msg}") from None
+  except Exception as error:
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    where = f"{path}, line {lines[-1]}" if lines else str(path)
+    raise UserError(f"{where}: {_reason(error)}") from None
+  if mistake := _not_as_in_base(config):
+    code = getattr(get_config, "__code__", None)
+    where = f"{path}, line {code.co_firstlineno}" if code else str(path)
+    raise UserError(
+      f"{where}: get_config() returns {mistake}. Start from convmixer_jax.config.base(), which has "
+      "all keys with their types"
+    )
+  return config
+
+
+def _reason(error: Exception) -> str:
+  """An exception in one line."""
+  inner = error.args[0] if error.args and isinstance(error.args[0], KeyError) else error
+  text = str(inner.args[0] if isinstance(inner, KeyError) and inner.args else inner)
+  # ml_collections' text has all other keys of the section, but not its name.
+  key = re.match(r'Key "(\w+)" does not exist', text) or re.fullmatch(
+    r"'(\w+)'(\nDid you mean .*)?", text
+  )
+  if key and isinstance(error, AttributeError | KeyError):
+    return f"the key {key[1]} does not exist; {_nearest(key[1])}"
+  return f"{type(error).__name__}: {' '.join(text.split())}"
+
+
+def _not_as_in_base(config: Any) -> str | None:
+  """What of a recipe's config differs in kind from `base`; None if nothing does."""
+  if not isinstance(config, config_dict.ConfigDict):
+    return f"{type(config).__name__}, not a ConfigDict"
+  known, found = types(base()), types(config)
+  for key in known:
+    if key not in found:
+      section = key.partition(".")[0]
+      return f"no config.{key if section in config else section}"
+  for key, kind in found.items():
+    if key not in known:
+      return f"config.{key}, which does not exist; {_nearest(key)}"
+    if kind is not known[key]:
+      return f"config.{key} of type {kind.__name__}, which has to be {known[key].__name__}"
+  return None
+
+
+def types(config: config_dict.ConfigDict) -> dict[str, type]:
+  """Of each setting, the type of its values, as {"section.key": type}."""
+  found: dict[str, type] = {}
+  for key in flatten(config):
+    *sections, name = key.split(".")
+    holder = config
+    for section in sections:
+      holder = holder[section]
+    found[key] = holder.get_type(name)
+  return found
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+  value = ast.literal_eval(text)
+  value = tuple(value) if isinstance(value, list | tuple) else (value,)
+  sum(value)  # a TypeError, if it is not of numbers
+  return value
+
+
+_FROM_TEXT: dict[type | None, tuple[Callable[[str], Any], str]] = {
+  str: (str, "a text"),
+  int: (int, "an integer"),
+  float: (float, "a number"),
+  bool: (lambda text: {"true": True, "false": False}[text.lower()], "true or false"),
+  tuple: (_numbers, "numbers such as (0.5,0.25)"),
+}
+
+
+def override(config: config_dict.ConfigDict, key: str, text: str) -> None:
+  """Sets config.KEY to what `text` says on the command line; "None" is None.
+
+  Raises:
+    UserError: for a key that does not exist, naming the nearest, or a value of another type.
+  """
+  kind = types(config).get(key)
+  if kind not in _FROM_TEXT:
+    what = "is a section, not a setting" if key in config else "does not exist"
+    raise UserError(f"config.{key} {what}; {_nearest(key)}")
+  parse, wanted = _FROM_TEXT[kind]
+  try:
+    value = None if text == "None" else parse(text)
+  except (KeyError, SyntaxError, TypeError, ValueError):
+    raise UserError(f"config.{key} is {text!r}; it has to be {wanted}") from None
+  config.update_from_flattened_dict({key: value})
+
+
+def _nearest(key: str) -> str:
+  """For a key that does not exist: which may be meant, and what there is in its section."""
+  known = list(flatten(base()))
+  sections = dict.fromkeys(k.partition(".")[0] for k in known if "." in k)
+  section, _, name = (key, "", "") if key in sections else key.rpartition(".")
+  if section not in sections:
+    section = next(iter(difflib.get_close_matches(section, sections, 1)), "")
+  everywhere = {k.rpartition(".")[2]: k for k in known} | {s: s for s in sections}
+  here = {k.partition(".")[2]: k for k in known if k.startswith(f"{section}.")}
+  exact = [name] if name in everywhere else []
+  near = exact or difflib.get_close_matches(name, here or everywhere, 1, 0.65)
+  meant = "".join(f"did you mean config.{(everywhere | here)[n]}? " for n in near)
+  top = [k for k in known if "." not in k] + list(sections)
+  return f"{meant}config{'.' * bool(section)}{section} has: {', '.join(here or top)}"
 
 
 def flatten(sections: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -188,6 +341,9 @@ def validate(config: config_dict.ConfigDict) -> None:
   for key, value in flat.items():
     if value is None and key not in _OPTIONAL.split():
       raise UserError(f"config.{key} is not set: set it in the config file or with --config.{key}=")
+    numbers = value if isinstance(value, tuple) else (value,) * isinstance(value, float)
+    if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
+      raise UserError(f"config.{key} is {value}; only finite numbers are allowed")
   for key, allowed in _CHOICES.items():
     if flat[key] not in allowed:
       raise UserError(f"config.{key} is {flat[key]!r}; allowed: {', '.join(map(str, allowed))}")

@@ -1,4 +1,4 @@
-"""The command `python -m convmixer_jax.convert`: weights from one kind of file to another.
+"""`convmixer-convert`, or `python -m convmixer_jax.convert`: weights into another kind of file.
 
   python -m convmixer_jax.convert convmixer_768_32_ks7_p7_relu.pth.tar 768.safetensors
   python -m convmixer_jax.convert runs/cifar10 cifar10.safetensors --layout=sequential

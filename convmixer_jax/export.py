@@ -1,4 +1,4 @@
-"""The command `python -m convmixer_jax.export`: a model for other programs.
+"""`convmixer-export`, or `python -m convmixer_jax.export`: a model for other programs.
 
   python -m convmixer_jax.export --init_from=convmixer_768_32 --out=768.stablehlo
   python -m convmixer_jax.export --init_from=runs/cifar10 --format=orbax --out=cifar10

@@ -1,25 +1,28 @@
-"""The command `python -m convmixer_jax.main`: trains, or evaluates a checkpoint.
+"""`convmixer-train`, or `python -m convmixer_jax.main`: trains, or evaluates a run.
+
+  convmixer-train --config=digits --workdir=runs/digits --config.run.epochs=5
+  convmixer-train --mode=eval --workdir=runs/digits
 
 With --mode=eval, --config.init_from=WEIGHTS on the command line evaluates these instead.
 """
 
 from collections.abc import Sequence
+import contextlib
 import json
 import pathlib
+import re
 import sys
 
-from absl import app, flags
-from ml_collections import config_dict, config_flags
+from absl import flags
+from ml_collections import config_dict
 
 from convmixer_jax import command, storage
 from convmixer_jax import config as config_lib
 from convmixer_jax.errors import UserError
 
-_DEFAULT_CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "digits.py"
 
-
-def define_flags() -> None:
-  """Defines the command's flags; importing this module defines none."""
+def define_flags(argv: Sequence[str]) -> None:
+  """Defines the command's flags, and one for each --config.KEY in `argv`."""
   flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or evaluate a checkpoint.")
   flags.DEFINE_string(
     "workdir",
@@ -32,44 +35,42 @@ def define_flags() -> None:
   )
   flags.DEFINE_integer("num_processes", None, "With --coordinator, how many there are.")
   flags.DEFINE_integer("process_id", None, "With --coordinator, which one this is, from 0.")
-  config_flags.DEFINE_config_file(
-    "config", str(_DEFAULT_CONFIG), "File of settings; --config.section.key=value overrides one."
+  flags.DEFINE_string(
+    "config",
+    "digits",
+    f"File of settings, or the name of one: {', '.join(config_lib.names())}. "
+    "--config.section.key=value overrides a setting.",
   )
+  with contextlib.suppress(flags.Error):  # of a --flagfile, which absl reports when it parses
+    argv = flags.FLAGS.read_flags_from_files(argv)
+  types = config_lib.types(config_lib.base())
+  for argument in argv:
+    found = re.match(r"--?(?:no)?(config\.[^=]+)", argument)
+    if found and found[1] not in flags.FLAGS:
+      flags.DEFINE_string(found[1], None, "Overrides this setting.")
+      # As in absl, --config.KEY is true then, and --noconfig.KEY false.
+      flags.FLAGS[found[1]].boolean = types.get(found[1].partition(".")[2]) is bool
 
 
-def parse_flags(argv: Sequence[str]) -> list[str]:
-  """Defines and parses the flags, with one line for a mistake in the settings.
-
-  Raises:
-    UserError: for an unknown setting or an unreadable config file.
-  """
-  try:
-    define_flags()  # already looks at the settings in `sys.argv`
-    return app.parse_flags_with_usage(list(argv))
-  except (AttributeError, KeyError, TypeError) as error:  # ml_collections' own
-    # Their message is the quotation of a quotation.
-    message = str(error.args[0]).replace("\\'", "'").replace("\\n", ". ").replace("\n", ". ")
-    message = message.split(" Other fields")[0].rstrip(".")
-    raise UserError(
-      f"a setting in {' '.join(argv[1:])} is wrong: {message}. All settings are in "
-      "convmixer_jax/config.py"
-    ) from None
+def _overrides() -> dict[str, str]:
+  """What the command line says of single settings: {"section.key": text}."""
+  given = [name for name in flags.FLAGS if name.startswith("config.") and flags.FLAGS[name].present]
+  return {name.partition(".")[2]: str(flags.FLAGS[name].value) for name in given}
 
 
 def read_config(workdir: pathlib.Path) -> config_dict.ConfigDict:
   """The config that the flags ask for; an evaluation without --config takes the run's own.
 
   Raises:
-    UserError: if a file is missing, or an evaluation's settings are not the run's.
+    UserError: if a file or a setting is missing or wrong.
   """
-  flag = flags.FLAGS["config"]
-  if flags.FLAGS.mode == "train" or not flag.using_default_value:
-    path = pathlib.Path(config_flags.get_config_filename(flag))
-    if not path.is_file():
-      raise UserError(f"--config={path} is not a file; the configs are in {_DEFAULT_CONFIG.parent}")
-    return flag.value
-  config = config_lib.read_json(workdir / "config.json")
-  config.update_from_flattened_dict(config_flags.get_override_values(flag))
+  options = flags.FLAGS
+  if options.mode == "train" or not options["config"].using_default_value:
+    config = config_lib.read(config_lib.path_of(options.config))
+  else:
+    config = config_lib.read_json(workdir / "config.json")
+  for key, text in _overrides().items():
+    config_lib.override(config, key, text)
   return config
 
 
@@ -78,8 +79,7 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise UserError(f"{argv[1]!r} is not a flag: flags begin with --")
   options = flags.FLAGS
-  name = pathlib.Path(config_flags.get_config_filename(options["config"])).stem
-  workdir = storage.path_of(options.workdir or f"runs/{name}")
+  workdir = storage.path_of(options.workdir or f"runs/{pathlib.Path(options.config).stem}")
   config = read_config(workdir)
   config_lib.validate(config)
   # JAX is imported after the flags are known to be right, and not by data workers.
@@ -105,7 +105,7 @@ def _dispatch(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
     if signum := train(config, workdir):
       sys.exit(128 + signum)
     return
-  if config_flags.get_override_values(options["config"]).get("init_from"):
+  if "init_from" in _overrides() and config.init_from:
     if options.step is not None:
       raise UserError("--step names a checkpoint, but --config.init_from is what is evaluated")
     found = evaluate_weights(config)
@@ -117,7 +117,8 @@ def _dispatch(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
 
 def run() -> None:
   """The entry point."""
-  command.run(main, parse_flags)
+  define_flags(sys.argv)
+  command.run(main)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command `python -m convmixer_jax.plot W [W2 ...]`: pictures and a report of each workdir.
+"""`convmixer-plot`, or `python -m convmixer_jax.plot`: pictures and a report of each workdir.
 
   python -m convmixer_jax.plot runs/digits
   python -m convmixer_jax.plot runs/a runs/b --out=runs/a_and_b

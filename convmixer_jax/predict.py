@@ -1,4 +1,4 @@
-"""The command `python -m convmixer_jax.predict`: the likeliest classes of images.
+"""`convmixer-predict`, or `python -m convmixer_jax.predict`: the likeliest classes of images.
 
   python -m convmixer_jax.predict --init_from=convmixer_768_32 cat.jpg holiday/
   python -m convmixer_jax.predict --init_from=runs/cifar10 --json photos/ > classes.jsonl

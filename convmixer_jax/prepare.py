@@ -29,13 +29,14 @@ import sys
 import textwrap
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags, logging
 import numpy as np
 import PIL.Image
 import tensorflow_datasets as tfds
 from tensorflow_datasets.datasets.imagenet2012 import imagenet2012_dataset_builder as imagenet
 from tensorflow_datasets.image_classification import cifar
 
+from convmixer_jax import command
 from convmixer_jax.errors import UserError
 from convmixer_jax.source import IMAGE_SUFFIXES
 
@@ -291,8 +292,13 @@ def main(argv: Sequence[str]) -> None:
   print(done)
 
 
-if __name__ == "__main__":
+def run() -> None:
+  """The entry point."""
   flags.DEFINE_string("data_dir", None, "default: $TFDS_DATA_DIR or ~/tensorflow_datasets")
   flags.DEFINE_string("manual_dir", None, "archives or images; default: DATA_DIR/downloads/manual")
   flags.DEFINE_string("name", None, "what a folder dataset shall be called")
-  app.run(main)
+  command.run(main)
+
+
+if __name__ == "__main__":
+  run()

@@ -1,6 +1,6 @@
-"""The command `python -m convmixer_jax.sweep`: one run for each combination of some settings.
+"""`convmixer-sweep`, or `python -m convmixer_jax.sweep`: a run for each combination of settings.
 
-  python -m convmixer_jax.sweep --config=configs/cifar10_tf_sweep.py --workdir=runs/sweep \
+  python -m convmixer_jax.sweep --config=cifar10_tf_sweep --workdir=runs/sweep \\
     --over=model.dim=128,256 --over=model.depth=4,8,12
 
 Each run is a process and has a directory in the workdir, and its result is a line of `sweep.jsonl`.
@@ -41,21 +41,21 @@ def combinations(config: config_dict.ConfigDict, over: Sequence[str]) -> list[Ov
   axes = []
   for text in over:
     key, _, values = text.partition("=")
-    if key not in config_lib.flatten(config):
-      raise UserError(f"--over={text}: there is no config.{key}; see convmixer_jax/config.py")
     try:
       axes.append([(key, value) for value in ast.literal_eval(f"[{values}]")])
     except (SyntaxError, ValueError):  # words without quotation marks
       axes.append([(key, value) for value in values.split(",")])
   found = [dict(pairs) for pairs in itertools.product(*axes)]
   for overrides in found:
-    one = config.copy_and_resolve_references()
-    try:
-      one.update_from_flattened_dict(overrides)
-    except TypeError as error:
-      raise UserError(f"--over: {error}") from None
-    config_lib.validate(one)
+    config_lib.validate(_overridden(config, overrides))
   return found
+
+
+def _overridden(config: config_dict.ConfigDict, overrides: Overrides) -> config_dict.ConfigDict:
+  one = config.copy_and_resolve_references()
+  for key, value in overrides.items():
+    config_lib.override(one, key, str(value))  # as on the command line of the run
+  return one
 
 
 def parameter_count(config: config_dict.ConfigDict) -> int:
@@ -112,8 +112,6 @@ def sweep(config_file: pathlib.Path, workdir: pathlib.Path, over: Sequence[str])
     UserError: for a wrong setting, before any run begins; or, at the end, if runs failed.
     KeyboardInterrupt: if a run was stopped by a signal.
   """
-  if not config_file.is_file():
-    raise UserError(f"--config={config_file} is not a file")
   config = config_lib.read(config_file)
   rows, failed = [], []
   for overrides in combinations(config, over):
@@ -127,9 +125,7 @@ def sweep(config_file: pathlib.Path, workdir: pathlib.Path, over: Sequence[str])
     if run.returncode:
       failed.append(name)
       continue
-    one = config.copy_and_resolve_references()
-    one.update_from_flattened_dict(overrides)
-    rows.append((overrides, result(one, workdir / name)))
+    rows.append((overrides, result(_overridden(config, overrides), workdir / name)))
     lines = [json.dumps({**overrides, **values}) + "\n" for overrides, values in rows]
     (workdir / "sweep.jsonl").write_text("".join(lines))
   if failed:
@@ -141,14 +137,16 @@ def main(argv: Sequence[str]) -> None:
   """Sweeps as the flags say, and prints the table."""
   if len(argv) > 1:
     raise UserError(f"{argv[1]!r} is not a flag: flags begin with --")
-  config_file = pathlib.Path(flags.FLAGS.config)
+  config_file = config_lib.path_of(flags.FLAGS.config)
   workdir = storage.path_of(flags.FLAGS.workdir or f"runs/sweep_{config_file.stem}")
   print(sweep(config_file, workdir, flags.FLAGS.over))
 
 
 def run() -> None:
   """The entry point."""
-  flags.DEFINE_string("config", None, "File of settings that all runs start from.", required=True)
+  flags.DEFINE_string(
+    "config", None, "File of settings, or its name, that all runs start from.", required=True
+  )
   flags.DEFINE_string("workdir", None, "Holds the runs; default runs/sweep_NAME_OF_CONFIG.")
   flags.DEFINE_multi_string("over", [], "section.key=value,value,...; may be given several times.")
   command.run(main)

@@ -7,7 +7,8 @@ import tomllib
 
 import pytest
 
-from convmixer_jax.compiled import CompilerError, library
+from convmixer_jax import compiled
+from convmixer_jax.compiled import CompilerError, cache_directory, library
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -56,7 +57,7 @@ def test_two_processes_at_once_leave_one_whole_library(tmp_path):
 
 def test_every_source_is_installed_with_the_package():
   settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-  assert settings["package-data"] == {"*": ["*.cc", "*.txt"]}
+  assert settings["package-data"] == {"*": ["*.cc", "*.txt", "py.typed"]}
   sources = list((ROOT / "convmixer_jax").rglob("*.cc"))
   assert {path.parent for path in sources} <= {
     ROOT / package.replace(".", "/") for package in settings["packages"]
@@ -74,3 +75,63 @@ def test_errors_say_what_was_tried(tmp_path, monkeypatch):
   library.cache_clear()
   with pytest.raises(CompilerError, match=r"'no-such-compiler' cannot be run .*\$CXX.*--fast"):
     library(source)
+
+
+@pytest.fixture
+def no_cache(monkeypatch, tmp_path):
+  """A cache directory that not even root can make: below a file."""
+  (tmp_path / "file").touch()
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
+  compiled._is_writable.cache_clear()
+  return tmp_path / "file"
+
+
+def test_without_a_cache_a_library_is_made_for_this_process(tmp_path, no_cache, caplog):
+  source = tmp_path / "answer.cc"
+  source.write_text('extern "C" int answer() { return ANSWER; }')
+  assert cache_directory() is None
+  paths = [library(source, f"-DANSWER={n}") for n in (42, 43)]
+  assert [ctypes.CDLL(str(path)).answer() for path in paths] == [42, 43]
+  (warning,) = caplog.messages
+  assert str(no_cache) in warning
+  assert "Set XDG_CACHE_HOME to a directory that can be written to" in warning
+
+
+def test_what_was_made_for_a_process_goes_with_it(tmp_path, no_cache):
+  source = tmp_path / "answer.cc"
+  source.write_text('extern "C" int answer() { return 42; }')
+  code = (
+    "import pathlib, sys; from convmixer_jax.compiled import library; "
+    "path = library(pathlib.Path(sys.argv[1])); print(path, path.exists())"
+  )
+  command = [sys.executable, "-c", code, str(source)]
+  done = subprocess.run(command, capture_output=True, text=True, check=True)
+  path, existed = done.stdout.split()
+  assert existed == "True"
+  assert not pathlib.Path(path).parent.exists()
+
+
+def test_a_cache_that_is_read_only_still_serves(tmp_path, monkeypatch):
+  source = tmp_path / "answer.cc"
+  source.write_text('extern "C" int answer() { return 42; }')
+  made = library(source)
+  library.cache_clear()
+
+  def refuse(*arguments, **options):
+    raise OSError("Read-only file system")
+
+  monkeypatch.setattr(compiled.tempfile, "TemporaryFile", refuse)
+  monkeypatch.setattr(compiled.tempfile, "TemporaryDirectory", refuse)
+  assert library(source) == made
+  with pytest.raises(CompilerError, match=r"no room for answer-.*Read-only"):
+    library(source, "-O1")
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch):
+  def no_home():
+    raise RuntimeError("Could not determine home directory.")
+
+  monkeypatch.delenv("XDG_CACHE_HOME")
+  monkeypatch.setattr(pathlib.Path, "home", no_home)
+  compiled._is_writable.cache_clear()
+  assert cache_directory() is None

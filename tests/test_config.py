@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -34,6 +35,14 @@ def config(configs):
     ("augment.policy", "rand-m9-x1", r"'x1' is unknown"),
     ("augment.label_smoothing", 1.0, r"config.augment.label_smoothing is 1.0; .* in \[0, 1\)"),
     ("augment.erase_probability", 1.5, r"erase_probability is 1.5; .* in \[0, 1\]"),
+    (
+      "optimizer.learning_rate",
+      float("inf"),
+      r"learning_rate is inf; only finite numbers",
+    ),
+    ("model.dropout", float("nan"), r"config.model.dropout is nan; only finite numbers"),
+    ("augment.mean", (float("-inf"),), r"config.augment.mean is \(-inf,\); only finite"),
+    ("augment.std", ("a",), r"config.augment.std is \('a',\); only finite numbers are allowed"),
     ("data.group_size", 48, r"group_size is 48, which does not divide the 64 images"),
     ("optimizer.accumulate_steps", 3, r"accumulate_steps is 3, .* config.data.batch_size=64"),
   ],
@@ -63,6 +72,153 @@ def test_unknown_keys_and_wrong_types_are_refused(config):
     config.optimizer.learning_rat = 0.1
   with pytest.raises(TypeError, match="batch_size"):
     config.data.batch_size = "many"
+
+
+@pytest.mark.parametrize(
+  ("key", "text", "value"),
+  [
+    ("model.dim", "32", 32),
+    ("optimizer.clip_norm", "2", 2.0),
+    ("optimizer.clip_norm", "None", None),
+    ("optimizer.learning_rate", "1e-3", 1e-3),
+    ("parallel.scan", "True", True),
+    ("parallel.scan", "false", False),
+    ("augment.policy", "None", None),
+    ("augment.policy", "rand-m9-mstd0.5", "rand-m9-mstd0.5"),
+    ("augment.mean", "(0.5, 1)", (0.5, 1)),
+    ("augment.mean", "0.5,0.25", (0.5, 0.25)),
+    ("augment.mean", "0.5", (0.5,)),
+    ("seed", "-1", -1),
+  ],
+)
+def test_a_setting_on_the_command_line_has_the_type_of_its_key(config, key, text, value):
+  config_lib.override(config, key, text)
+  found = flatten(config)[key]
+  assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+  ("key", "text", "message"),
+  [
+    ("model.dmi", "3", r"^config.model.dmi does not exist; did you mean config.model.dim\? config"),
+    ("modl.dim", "3", r"^config.modl.dim does not .* config.model.dim\? config.model has: act"),
+    ("modl.dmi", "3", r"^config.modl.dmi does not .* config.model.dim\? config.model has: act"),
+    ("learning_rate", "3", r"did you mean config.optimizer.learning_rate\? config has: .*model"),
+    ("model.dim.x", "3", r"^config.model.dim.x does not exist; config.model has: "),
+    ("nonsense.x", "3", r"^config.nonsense.x does not exist; config has: "),
+    ("model", "3", r"^config.model is a section, not a setting; config.model has: activation"),
+    ("model.dim", "1.5", r"^config.model.dim is '1.5'; it has to be an integer$"),
+    ("optimizer.eps", "small", r"^config.optimizer.eps is 'small'; it has to be a number$"),
+    ("augment.flip", "2", r"^config.augment.flip is '2'; it has to be true or false$"),
+    ("augment.mean", "a", r"^config.augment.mean is 'a'; it has to be numbers such as \(0.5,0.25"),
+    ("augment.mean", "('a',)", r"^config.augment.mean is .* it has to be numbers such as"),
+  ],
+)  # fmt: skip
+def test_a_wrong_setting_on_the_command_line_is_named(config, key, text, message):
+  before = flatten(config)
+  with pytest.raises(UserError, match=message):
+    config_lib.override(config, key, text)
+  assert flatten(config) == before
+
+
+def test_a_config_is_a_path_or_a_name(configs, tmp_path, monkeypatch):
+  assert config_lib.names() == sorted(path.stem for path in configs.glob("*.py"))
+  monkeypatch.chdir(tmp_path)
+  for name in ("digits", "digits.py"):
+    assert config_lib.path_of(name).samefile(configs / "digits.py")
+  (tmp_path / "digits.py").touch()
+  assert config_lib.path_of("digits.py").samefile(tmp_path / "digits.py")
+  assert config_lib.path_of("digits").samefile(configs / "digits.py")
+  for wrong in ("digit", "configs/digits.py", "mine/digist.py"):
+    message = f"--config={wrong} is neither .* Did you mean digits\\? .*cifar10_cpu, "
+    with pytest.raises(UserError, match=message):
+      config_lib.path_of(wrong)
+
+
+START = """from convmixer_jax.config import base
+def get_config():
+  config = base()
+"""
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    (
+      START + "  config.run.epochs = epochs\n  return config",
+      r", line 4: NameError: name 'epochs'",
+    ),
+    (START + "  config.run.epochs == = 3", r", line 4: SyntaxError: invalid syntax$"),
+    (START + "  config.model.dmi = 3", r", line 4: the key dmi does not exist; did .*model.dim\?"),
+    (START + "  config.model.update(dmi=3)", r", line 4: the key dmi does not .*model.dim\?"),
+    (
+      START + "  config.modl.dim = 3",
+      r", line 4: the key modl does not .* did you mean config.model",
+    ),
+    (
+      START + "  config.run.epochs = config.run.epoch",
+      r", line 4: the key epoch .*config.run.epochs",
+    ),
+    (START + "  config.model.dim = 'x'", r", line 4: TypeError: Could not override field 'dim'"),
+    (START + "  raise KeyError('x')", r", line 4: KeyError: x$"),
+    (
+      START + "  open('/none')",
+      r", line 4: FileNotFoundError: .*: '/none'$",
+    ),
+    (START + "  return helper()\ndef helper():\n  1 / 0", r", line 6: ZeroDivisionError: "),
+    (START, r", line 2: get_config\(\) returns NoneType, not a ConfigDict. Start from .*base\(\)"),
+    ("import none_such", r", line 1: ModuleNotFoundError: No module named 'none_such'"),
+    ("config = 3", r" has no function get_config\(\)"),
+    ("\0", r".*null bytes"),
+  ],
+)
+def test_a_mistake_in_a_config_file_is_one_line_with_file_and_line(tmp_path, text, message):
+  path = tmp_path / "mine.py"
+  path.write_text(text)
+  with pytest.raises(UserError, match="^" + re.escape(str(path)) + message) as error:
+    config_lib.read(path)
+  assert "\n" not in str(error.value)
+  # As good where another config builds on it.
+  child = tmp_path / "child.py"
+  child.write_text(
+    "import pathlib\nfrom convmixer_jax.config import read\n"
+    "def get_config():\n  return read(pathlib.Path(__file__).with_name('mine.py'))"
+  )
+  with pytest.raises(UserError, match="^" + re.escape(str(error.value)) + "$"):
+    config_lib.read(child)
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (
+      "del fields['optimizer']",
+      r"no config.optimizer. Start from convmixer_jax.config.base",
+    ),
+    ("del fields['model']['dim']", r"no config.model.dim. Start"),
+    (
+      "fields['model']['dmi'] = 3",
+      r"config.model.dmi, which .*did you mean config.model.dim\?",
+    ),
+    ("fields['optimizer']['learning_rate'] = 1", r"rate of type int, which has to be float. Start"),
+  ],
+)
+def test_a_config_of_its_own_making_needs_the_keys_of_base(tmp_path, configs, change, message):
+  path = tmp_path / "mine.py"
+  path.write_text(f"""
+import pathlib
+from convmixer_jax.config import base, read
+from ml_collections import ConfigDict
+def get_config():
+  digits = read(pathlib.Path({str(configs / "digits.py")!r}))
+  fields = digits.to_dict(preserve_field_references=True)
+  {change}
+  return ConfigDict(fields)
+""")
+  with pytest.raises(UserError, match=rf"mine.py, line 5: get_config\(\) returns .*{message}"):
+    config_lib.read(path)
+  path.write_text(path.read_text().replace(change, "pass"))
+  validate(config_lib.read(path))
 
 
 def test_json_gives_the_config_back(config, tmp_path):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import PIL.Image
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -18,9 +19,9 @@ SMALL = (
 )
 
 
-def main(*arguments, devices=8):
-  command = [sys.executable, "-m", "convmixer_jax.main", *arguments]
-  environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
+def main(*arguments, devices=8, module="main", **variables):
+  command = [sys.executable, "-m", f"convmixer_jax.{module}", *arguments]
+  environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), **variables}
   return subprocess.run(
     command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
   )
@@ -46,10 +47,9 @@ def test_digits_from_start_to_evaluation(tmp_path):
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    (["--config.optimizer.learning_rat=1"], 'learning_rat\'. Did you mean "learning_rate"'),
-    (["--config.nonsense.x=1"], "nonsense"),
-    (["--config.model.dim=wide"], "flag --config.model.dim=wide: invalid literal for int()"),
-    (["--config=configs/none.py"], "--config=configs/none.py is not a file"),
+    (["--config.model.dmi=1"], "error: config.model.dmi does not exist; did you mean config."),
+    (["--config.model.dim", "wide"], "error: config.model.dim is 'wide'; it has to be an integer"),
+    (["--config=digit"], "error: --config=digit is neither a file nor the name of a config. Did"),
     (["--config.data.batch_size=100"], "config.data.batch_size is 100, which 8 devices"),
     (["--config.model.patch_size=3"], "config.model.patch_size is 3, which does not divide"),
     (["--config.data.dataset=cifar11"], 'config.data.dataset is "cifar11"'),
@@ -104,6 +104,35 @@ def test_weights_are_evaluated_only_when_the_command_line_says_so(tmp_path):
   refused = main("--mode=eval", f"--workdir={run}", begin, "--step=2")
   assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
   assert "--step names a checkpoint" in refused.stderr
+
+
+@pytest.mark.slow
+def test_training_and_predicting_need_no_home(tmp_path):
+  """All that is compiled in C++ included: only the cache is lost."""
+  (tmp_path / "file").touch()
+  home = {"HOME": str(tmp_path / "file" / "home"), "XDG_CACHE_HOME": ""}
+  run, image = tmp_path / "run", tmp_path / "digit.png"
+  flags = [*SMALL, "--config.model.depthwise=native", "--config.run.max_steps=2"]
+  done = main(f"--workdir={run}", *flags, devices=1, **home)
+  assert done.returncode == 0, done.stderr
+  assert done.stderr.count("Set XDG_CACHE_HOME to a directory that can be written to") == 1
+  PIL.Image.fromarray(np.zeros((9, 9), np.uint8)).save(image)
+  done = main(f"--init_from={run}", str(image), module="predict", **home)
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.startswith(str(image))
+
+
+def test_settings_are_flags_as_any_other():
+  code = (
+    "import sys; from absl import flags; from convmixer_jax import main;"
+    "main.define_flags(sys.argv); flags.FLAGS(sys.argv);"
+    "config = main.read_config(None);"
+    "print(config.parallel.scan, config.augment.flip, config.model.dim, config.data.train_split)"
+  )
+  command = [sys.executable, "-c", code, "--config.parallel.scan", "--config=cifar10_cpu"]
+  command += ["--noconfig.augment.flip", "--config.model.dim", "8", "--config.model.dim=16"]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+  assert done.stdout == "True False 16 train\n"
 
 
 def test_importing_the_model_is_light():

@@ -78,11 +78,11 @@ def register() -> None:
   try:
     version = importlib.metadata.version("jaxlib")  # so that another one's headers are used anew
     path = library(_SOURCE, f"-I{jax.ffi.include_dir()}", f"-DJAXLIB={version}")
-  except CompilerError as error:
+    symbols = ctypes.CDLL(str(path))
+  except (CompilerError, OSError) as error:
     raise UserError(
       f'depthwise="native": {error}. Without a C++ compiler, leave depthwise unset or choose "taps"'
     ) from None
-  symbols = ctypes.CDLL(str(path))
   for target, symbol in TARGETS.items():
     jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(symbols, symbol)), platform="cpu")
 

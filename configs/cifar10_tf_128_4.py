@@ -36,7 +36,7 @@ def get_config() -> config_dict.ConfigDict:
     norm_momentum=0.99,
     norm_epsilon=1e-3,
   )
-  config.optimizer.update(learning_rate=0.01, weight_decay=0.0, eps=1e-7)
+  config.optimizer.update(learning_rate=0.01, weight_decay=0.0, eps=1e-7, eps_hat=True)
   config.schedule.first_epoch = 1
   config.run.epochs = 200
   return config

@@ -50,6 +50,7 @@ def base() -> config_dict.ConfigDict:
       b1=0.9,
       b2=0.999,
       eps=1e-8,
+      eps_hat=False,  # add eps before Adam's bias correction, as Keras does
       clip_norm=optional(float),  # of the whole gradient; None: no clipping
       clip_each=False,  # of each array of the gradient instead
       loss="mean",  # over the batch, or "sum"

@@ -39,6 +39,13 @@ def test_recipes_are_the_authors():
     "all", 1e-8, None)  # fmt: skip
 
 
+def test_what_was_trained_with_keras_has_its_epsilon():
+  for path in CONFIGS:
+    optimizer = config_lib.read(path).optimizer
+    is_keras = path.stem.startswith(("cifar10_keras", "cifar10_tf"))
+    assert (optimizer.eps_hat, optimizer.eps == 1e-7) == (is_keras, is_keras), path
+
+
 def test_every_setting_is_read():
   others = "\n".join(text for path, text in CODE.items() if path.name != "config.py")
   for key in config_lib.flatten(config_lib.base()):

@@ -1,8 +1,8 @@
 """ConvMixer-128/4, kernel 8, on CIFAR-10: the Cooper Union study's figure 4b, 200 epochs.
 
 Command:   python -m convmixer_jax.main --config=configs/cifar10_tf_onecycle.py
-Reaches:   there curves alone, with a "wild validation accuracy" until the learning rate falls;
-           hardware and time not told; not measured here.
+Reaches:   there curves alone, with a "wild validation accuracy", which the study mended by
+           stronger augmentation; hardware and time not told; not measured here.
 Source:    "Deep Learning Midterm: ConvMixer" (TensorFlow): the authors' schedule without weight
            decay or clipping, and Keras's ImageDataGenerator as in the second phase (rotation
            10 degrees, shift and zoom 10 %, flip). Not told: the peak and the batch, here those

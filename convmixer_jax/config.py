@@ -69,6 +69,7 @@ def base() -> config_dict.ConfigDict:
       max_steps=optional(int),  # end after so many steps, the schedule unchanged
       log_every_steps=50,
       eval_every_epochs=1,
+      eval_train=False,  # evaluate the whole training split as well, without augmentation
       checkpoint_every_steps=1000,  # besides one after each evaluation
       keep_checkpoints=2,  # the newest ones, besides the most accurate
       workers=0,  # processes that decode, at most one a core; 0: threads

@@ -19,6 +19,7 @@ RUN = History(
     line(10, "eval", loss=1.5, accuracy=0.375),
     line(10, "eval_ema", loss=1.25, accuracy=0.4375),
     line(10, "test", loss=1.5, accuracy=0.3125, checkpoint=10),
+    line(10, "train_eval", loss=0.75, accuracy=0.75),
   ],
 )
 
@@ -34,6 +35,7 @@ def test_curves_are_the_metrics():
     "a: eval": ([1.0], [1.5]),
     "a: eval_ema": ([1.0], [1.25]),
     "a: test": ([1.0], [1.5]),
+    "a: train_eval": ([1.0], [0.75]),
   }
   assert drawn(accuracy)["a: train"] == ([0.5, 1.0], [25, 50])
   assert (loss.get_yscale(), accuracy.get_yscale()) == ("log", "linear")
@@ -47,7 +49,7 @@ def test_runs_laid_over_each_other_are_told_apart(count):
   lines = figure.axes[0].lines
   evals = [x for x in lines if x.get_label().endswith(": eval")]
   assert len({(x.get_color(), x.get_marker()) for x in evals}) == count
-  assert len({x.get_linestyle() for x in lines if x.get_label().startswith("run 0")}) == 4
+  assert len({x.get_linestyle() for x in lines if x.get_label().startswith("run 0")}) == 5
   texts = [text.get_text() for text in figure.legends[0].get_texts()]
   assert texts[:2] == ["run 0 (last 37.50 %)", "run 1 (last 37.50 %)"]
   assert texts[count] == "training"

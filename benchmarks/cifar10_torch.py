@@ -122,6 +122,8 @@ def main(argv: list[str]) -> None:
     rows = order[step % steps * size :][:size]
     for group in optimizer.param_groups:
       group["lr"] = learning_rate(config, (step + 1) / steps)
+      if o.eps_hat:  # Keras adds it before the bias correction
+        group["eps"] = o.eps / (1 - o.b2 ** (step + 1)) ** 0.5
     image = normalized(config, augment(train.images[rows]))
     label = torch.from_numpy(train.labels[rows]).long().to(DEVICE)
     with autocast:

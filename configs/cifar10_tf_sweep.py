@@ -20,7 +20,8 @@ from convmixer_jax.config import read
 def get_config() -> config_dict.ConfigDict:
   """The settings."""
   config = read(pathlib.Path(__file__).with_name("cifar10_tf_128_4.py"))
-  config.augment.update(policy=None, flip=True, rotate=10.0, shift=0.1, zoom=0.1)
+  config.data.crop = "none"
+  config.augment.update(policy=None, rotate=10.0, shift=0.1, zoom=0.1)
   config.model.dropout = 0.2
   config.optimizer.update(learning_rate=1e-3, weight_decay=2e-3, decay="kernels", decay_kind="l2")
   config.schedule.update(name="slanted_triangle", first_epoch=0)

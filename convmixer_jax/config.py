@@ -56,6 +56,7 @@ def base() -> config_dict.ConfigDict:
       b1=0.9,
       b2=0.999,
       eps=1e-8,
+      eps_hat=False,  # add eps before Adam's bias correction, as Keras does
       clip_norm=optional(float),  # of the whole gradient; None: no clipping
       clip_each=False,  # of each array of the gradient instead
       loss="mean",  # over the batch, or "sum"
@@ -74,6 +75,7 @@ def base() -> config_dict.ConfigDict:
       max_steps=optional(int),  # end after so many steps, the schedule unchanged
       log_every_steps=50,
       eval_every_epochs=1,
+      eval_train=False,  # evaluate the whole training split as well, without augmentation
       checkpoint_every_steps=1000,  # besides one after each evaluation
       keep_checkpoints=2,  # the newest ones, besides the most accurate
       workers=0,  # processes that decode, at most one a core; 0: threads

@@ -16,6 +16,7 @@ SPLITS = {
   "eval": "evaluation",
   "eval_ema": "evaluation, averaged weights",
   "test": "test, most accurate checkpoint",
+  "train_eval": "training split, evaluated",
 }
 
 

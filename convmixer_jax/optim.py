@@ -96,6 +96,21 @@ def clip_by_norm(max_norm: float, each: bool = False) -> optax.GradientTransform
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
+def scale_by_keras_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+  """Adam whose `eps` is the "epsilon hat" of its paper (section 2), as Keras's and TensorFlow's is.
+
+  Update t is sqrt(1 - b2**t) / (1 - b1**t) * m / (sqrt(v) + eps): what `optax.scale_by_adam`
+  computes with eps / sqrt(1 - b2**t), which for b2 = 0.999 is 32 eps at first. The state is that
+  of `optax.scale_by_adam`.
+  """
+
+  def update(updates, state, params=None):
+    correction = jnp.sqrt(1 - b2 ** optax.safe_increment(state.count))
+    return optax.scale_by_adam(b1, b2, eps / correction).update(updates, state, params)
+
+  return optax.GradientTransformation(optax.scale_by_adam(b1, b2).init, update)
+
+
 def make_optimizer(
   schedule: optax.Schedule,
   *,
@@ -105,6 +120,7 @@ def make_optimizer(
   b1: float = 0.9,
   b2: float = 0.999,
   eps: float = 1e-8,
+  eps_hat: bool = False,
   clip_norm: float | None = None,
   clip_each: bool = False,
   backbone_rate: float = 1.0,
@@ -122,6 +138,7 @@ def make_optimizer(
       Addons; "l2": added to the gradient before clipping and Adam, as Flux's
       WeightDecay or a penalty of weight_decay / 2 on the squares.
     b1, b2, eps: Adam's.
+    eps_hat: `eps` is added before the bias correction, see `scale_by_keras_adam`.
     clip_norm: greatest norm of the whole gradient, or None.
     clip_each: of each array of the gradient instead, see `clip_by_norm`.
     backbone_rate: factor on the learning rate of all but the "head".
@@ -129,7 +146,7 @@ def make_optimizer(
   """
   mask = None if decay == "all" else kernels_only
   clip = optax.identity() if clip_norm is None else clip_by_norm(clip_norm, clip_each)
-  adam = optax.scale_by_adam(b1, b2, eps)
+  adam = (scale_by_keras_adam if eps_hat else optax.scale_by_adam)(b1, b2, eps)
   by_rate = optax.scale_by_learning_rate(schedule)
   if backbone_rate != 1:
     by_rate = optax.chain(by_rate, scale_backbone(backbone_rate))

@@ -4,10 +4,12 @@
   python -m convmixer_jax.plot runs/a runs/b --out=runs/a_and_b
 
 A workdir, of a run that goes on too or of a sweep, gets `plots/*.png`, `plots/*.svg` and
-`report.html`. The curves of several runs, laid over each other, go to `--out`.
+`report.html`. The curves of several runs, laid over each other, go to `--out`. `--block=4` also
+draws every kernel of the fourth block; `--claimed="depth 4: 91.26"` draws an accuracy that a paper
+has beside a sweep's own, for each model that it is given for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import json
 import pathlib
 import sys
@@ -24,7 +26,7 @@ from convmixer_jax import config as config_lib
 from convmixer_jax import mesh as mesh_lib
 from convmixer_jax.errors import UserError
 from convmixer_jax.evaluate import Evaluator, restore_variables
-from convmixer_jax.history import History, read_history, read_sweep
+from convmixer_jax.history import History, label, read_history, read_sweep
 from convmixer_jax.optim import make_schedule
 
 _MISTAKES = 24  # images in a report
@@ -50,17 +52,25 @@ def planned(config: config_dict.ConfigDict, history: History) -> np.ndarray:
   return np.stack([(update_n + 1) / steps_per_epoch, np.asarray(rate_n)], 1)
 
 
-def draw_run(workdir: pathlib.Path, *, with_report: bool = True) -> list[pathlib.Path]:
+def draw_run(
+  workdir: pathlib.Path, *, with_report: bool = True, block: int | None = None
+) -> list[pathlib.Path]:
   """Writes the pictures of a run and, if wanted, its report; returns the files.
 
   What a run does not have yet (a checkpoint), or what is not here (its data), is
   left out, and the report says so.
 
+  Args:
+    workdir: of the run.
+    with_report: for which the run is evaluated.
+    block: whose kernels are all drawn in one more picture, counted from 1.
+
   Raises:
-    UserError: if `workdir` is not that of a run, or matplotlib is missing.
+    UserError: if `workdir` is not that of a run, its model has no such block, or
+      matplotlib is missing.
   """
   figures = _figures()
-  config = config_lib.read_json(workdir / "config.json")
+  config = _read_config(workdir, block)
   history = read_history(workdir)
   pictures = {"Curves": figures.curves([history])}
   if len(plan := planned(config, history)):
@@ -78,7 +88,7 @@ def draw_run(workdir: pathlib.Path, *, with_report: bool = True) -> list[pathlib
     variables, step = restore_variables(config, mesh, workdir)
     count = sum(x.size for x in jax.tree.leaves(variables["params"]))
     summary |= {"parameters": f"{count:,}", "checkpoint": f"step {step}, the newest readable one"}
-    pictures |= _draw_weights(figures, variables["params"], f"{history.name}, step {step}")
+    pictures |= _draw_weights(figures, variables["params"], f"{history.name}, step {step}", block)
     if with_report:
       evaluator = Evaluator(config, mesh, config.data.eval_split)
       drawn, answers = _draw_answers(figures, evaluator, variables, step)
@@ -101,17 +111,29 @@ def draw_run(workdir: pathlib.Path, *, with_report: bool = True) -> list[pathlib
   return files
 
 
-def draw_sweep(workdir: pathlib.Path, *, with_report: bool = True) -> list[pathlib.Path]:
+def draw_sweep(
+  workdir: pathlib.Path, *, with_report: bool = True, claimed: Mapping[str, float] | None = None
+) -> list[pathlib.Path]:
   """Writes the pictures of a sweep's finished runs and, if wanted, a report; returns the files.
 
+  Args:
+    workdir: of the sweep.
+    with_report: whether to write it.
+    claimed: see `figures.sweep`.
+
   Raises:
-    UserError: if no run is finished yet, or matplotlib is missing.
+    UserError: if no run is finished yet, `claimed` names another model, or matplotlib is missing.
   """
   figures = _figures()
   sweep, name = read_sweep(workdir), workdir.absolute().name
+  known = [label(point.overrides) for point in sweep.points]
+  if unknown := sorted(set(claimed or ()) - set(known)):
+    raise UserError(
+      f"--claimed: no finished run of {workdir} is {unknown[0]!r}; there are: {'; '.join(known)}"
+    )
   histories = [read_history(workdir / path, label) for path, label in sweep.directories.items()]
   pictures = {
-    "Accuracy": figures.sweep(sweep, f"Sweep {name}"),
+    "Accuracy": figures.sweep(sweep, f"Sweep {name}", claimed),
     "Curves": figures.curves(histories),
   }
   files = _save(figures, pictures, workdir / "plots")
@@ -140,7 +162,17 @@ def draw_together(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> list[p
   return _save(figures, pictures, out)
 
 
-def _draw_weights(figures: ModuleType, params: Any, title: str) -> dict[str, Any]:
+def _read_config(workdir: pathlib.Path, block: int | None) -> config_dict.ConfigDict:
+  """A run's config; checks that its model has the block."""
+  config = config_lib.read_json(workdir / "config.json")
+  if block is not None and not 1 <= block <= config.model.depth:
+    raise UserError(f"--block={block}: the blocks of {workdir} are 1 to {config.model.depth}")
+  return config
+
+
+def _draw_weights(
+  figures: ModuleType, params: Any, title: str, block: int | None
+) -> dict[str, Any]:
   depth = sum(name.startswith("blocks_") for name in params)
   kernels = [
     np.asarray(params[f"blocks_{i}"]["depthwise"]["kernel"])[:, :, 0] for i in range(depth)
@@ -148,6 +180,9 @@ def _draw_weights(figures: ModuleType, params: Any, title: str) -> dict[str, Any
   drawn = {"Patch embedding": figures.patch_filters(np.asarray(params["stem"]["kernel"]), title)}
   if kernels:
     drawn["Depthwise kernels"] = figures.depthwise_kernels(kernels, title)
+  if block is not None:
+    name = f"{title}, block {block} of {depth}"
+    drawn[f"Depthwise kernels of block {block}"] = figures.block_kernels(kernels[block - 1], name)
   return drawn
 
 
@@ -204,21 +239,42 @@ def main(argv: Sequence[str]) -> None:
   workdirs = [pathlib.Path(argument).expanduser() for argument in argv[1:]]
   if not workdirs:
     raise UserError("which run? Give its directory: python -m convmixer_jax.plot runs/digits")
-  with_report = flags.FLAGS.report
+  with_report, block = flags.FLAGS.report, flags.FLAGS.block
+  claimed = _parse_claimed(flags.FLAGS.claimed)
   runs = [path for path in workdirs if not (path / "sweep.jsonl").exists()]
   for path in runs:
-    config_lib.read_json(path / "config.json")  # an error before any work
+    _read_config(path, block)  # an error before any work
   files = []
   for path in workdirs:
-    draw = draw_run if path in runs else draw_sweep
-    files += draw(path, with_report=with_report)
+    if path in runs:
+      files += draw_run(path, with_report=with_report, block=block)
+    else:
+      files += draw_sweep(path, with_report=with_report, claimed=claimed)
   if len(runs) > 1:
     files += draw_together(runs, pathlib.Path(flags.FLAGS.out).expanduser())
   print("\n".join(map(str, files)))
 
 
+def _parse_claimed(texts: Sequence[str]) -> dict[str, float]:
+  """Such as ["depth 4: 91.26"]."""
+  claimed = {}
+  for text in texts:
+    name, _, accuracy = text.rpartition(":")
+    try:
+      claimed[name.strip()] = float(accuracy)
+    except ValueError:
+      raise UserError(
+        f"--claimed={text!r} has to be a model, a colon and percent, such as 'depth 4: 91.26'"
+      ) from None
+  return claimed
+
+
 def run() -> None:
   """The entry point."""
+  flags.DEFINE_integer("block", None, "Draw every kernel of this block too, counted from 1.")
+  flags.DEFINE_multi_string(
+    "claimed", [], "MODEL: PERCENT, drawn beside a sweep's; may be given several times."
+  )
   flags.DEFINE_boolean("report", True, "Write report.html, for which the run is evaluated.")
   flags.DEFINE_string("out", "runs/plots", "Gets the pictures of several runs together.")
   command.run(main)

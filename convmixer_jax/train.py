@@ -102,6 +102,8 @@ class Experiment:
     self.evaluator = Evaluator(config, self.mesh, config.data.eval_split)
     if config.data.test_split is not None:
       self.tester = Evaluator(config, self.mesh, config.data.test_split)
+    if config.run.eval_train:
+      self.train_evaluator = Evaluator(config, self.mesh, config.data.train_split)
     self.model = self.evaluator.model
     self.batches, self.feed = inputs.open_split(
       config, self.mesh, config.data.train_split, train=True
@@ -118,9 +120,16 @@ class Experiment:
     )
 
   def evaluate(self, state: TrainState) -> dict[str, dict[str, float]]:
-    """Metrics of the whole evaluation split: "eval", and "eval_ema" of the averaged weights."""
+    """Metrics of the whole evaluation split: "eval", and "eval_ema" of the averaged weights.
+
+    With `config.run.eval_train` also "train_eval": of the training split, in test mode.
+    """
     results = {"eval": self.evaluator(state.variables())}
-    return results if state.ema is None else {**results, "eval_ema": self.evaluator(state.ema)}
+    if state.ema is not None:
+      results["eval_ema"] = self.evaluator(state.ema)
+    if self.config.run.eval_train:
+      results["train_eval"] = self.train_evaluator(state.variables())
+    return results
 
 
 def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> int | None:

@@ -2,9 +2,13 @@ import ast
 import pathlib
 import re
 
+import jax
+import numpy as np
 import pytest
 
 from convmixer_jax import config as config_lib
+from convmixer_jax.augment import rectangle
+from convmixer_jax.sweep import parameter_count
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
@@ -37,6 +41,73 @@ def test_recipes_are_the_authors():
   cpu = settings["cifar10_cpu"]
   assert (cpu["optimizer.decay"], cpu["optimizer.eps"], cpu["optimizer.clip_norm"]) == (
     "all", 1e-8, None)  # fmt: skip
+
+
+def test_what_was_trained_with_keras_has_its_epsilon():
+  for path in CONFIGS:
+    optimizer = config_lib.read(path).optimizer
+    is_keras = path.stem.startswith(("cifar10_keras", "cifar10_tf"))
+    assert (optimizer.eps == 1e-7) == is_keras, path
+    assert optimizer.eps_hat == (is_keras or "labml" in path.stem), path
+
+
+@pytest.mark.parametrize(
+  ("name", "count"),
+  [
+    ("imagenet_1536_20", 51_625_960),
+    ("imagenet_768_32", 21_110_248),
+    ("imagenet_1024_20", 24_383_464),
+    ("cifar10_256_8", 594_186),
+    ("cifar10_256_8_p1_k9", 706_570),
+    ("cifar10_256_16_p1_k9", 1_409_034),
+    ("cifar10_tf_128_4", 103_434),
+    ("cifar10_tf_128_8", 204_810),
+    ("cifar10_tf_128_12", 306_186),
+    ("cifar10_tf_phase1", 103_434),
+    ("cifar10_tf_onecycle", 103_434),
+    ("cifar10_flux_128_8", 190_602),
+    ("cifar10_labml_256_8", 643_338),
+  ],
+)
+def test_parameters_are_those_of_the_source(name, count):
+  assert parameter_count(config_lib.read(ROOT / "configs" / f"{name}.py")) == count
+
+
+@pytest.mark.parametrize("depth", [4, 8, 12])
+def test_the_study_flips_and_crops_as_imgaug_does(depth):
+  """imgaug takes 0 or 1 pixel off each side: lengths 30, 31 and 32 with 1/4, 1/2 and 1/4."""
+  config = config_lib.read(ROOT / "configs" / f"cifar10_tf_128_{depth}.py")
+  assert config.augment.flip
+  data = config.data
+  assert (data.crop, data.crop_interpolation) == ("random_resized", "bilinear")
+  _, _, height, width = rectangle.draw(
+    jax.random.key(0),
+    (20_000, 32, 32),
+    area=data.crop_scale,
+    ratio=data.crop_ratio,
+    largest=(32, 32),
+    fallback=(32, 32),
+  )
+  for side in (height, width):
+    shares = np.bincount(side, minlength=33) / len(side)
+    np.testing.assert_allclose(shares[30:], [0.25, 0.5, 0.25], atol=0.08)
+    assert shares[:29].sum() == 0
+  assert abs(float((height * width).mean()) - 31**2) < 5
+
+
+def test_earlier_phases_of_the_study():
+  for name in ("cifar10_tf_phase1", "cifar10_tf_onecycle", "cifar10_tf_sweep"):
+    config = config_lib.read(ROOT / "configs" / f"{name}.py")
+    assert (config.data.crop, config.augment.policy) == ("none", None)
+    assert config.augment.flip == (config.augment.zoom == 0.1) == (name != "cifar10_tf_phase1")
+
+
+def test_the_authors_answer():
+  config = config_lib.read(ROOT / "configs" / "cifar10_256_16_p1_k9.py")
+  assert (config.model.dim, config.model.depth) == (256, 16)
+  assert (config.model.kernel_size, config.model.patch_size) == (9, 1)
+  assert (config.data.batch_size, config.data.crop_scale) == (128, (0.75, 1.0))
+  assert config.optimizer.weight_decay == 2e-5
 
 
 def test_every_setting_is_read():

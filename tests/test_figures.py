@@ -19,6 +19,7 @@ RUN = History(
     line(10, "eval", loss=1.5, accuracy=0.375),
     line(10, "eval_ema", loss=1.25, accuracy=0.4375),
     line(10, "test", loss=1.5, accuracy=0.3125, checkpoint=10),
+    line(10, "train_eval", loss=0.75, accuracy=0.75),
   ],
 )
 
@@ -34,6 +35,7 @@ def test_curves_are_the_metrics():
     "a: eval": ([1.0], [1.5]),
     "a: eval_ema": ([1.0], [1.25]),
     "a: test": ([1.0], [1.5]),
+    "a: train_eval": ([1.0], [0.75]),
   }
   assert drawn(accuracy)["a: train"] == ([0.5, 1.0], [25, 50])
   assert (loss.get_yscale(), accuracy.get_yscale()) == ("log", "linear")
@@ -47,7 +49,7 @@ def test_runs_laid_over_each_other_are_told_apart(count):
   lines = figure.axes[0].lines
   evals = [x for x in lines if x.get_label().endswith(": eval")]
   assert len({(x.get_color(), x.get_marker()) for x in evals}) == count
-  assert len({x.get_linestyle() for x in lines if x.get_label().startswith("run 0")}) == 4
+  assert len({x.get_linestyle() for x in lines if x.get_label().startswith("run 0")}) == 5
   texts = [text.get_text() for text in figure.legends[0].get_texts()]
   assert texts[:2] == ["run 0 (last 37.50 %)", "run 1 (last 37.50 %)"]
   assert texts[count] == "training"
@@ -114,6 +116,17 @@ def test_depthwise_kernels_of_each_block():
   assert axes[2].get_title().startswith("block 3 of 4")
 
 
+def test_every_kernel_of_one_block():
+  """The Keras example's picture: 256 of 5x5 in rows of 16."""
+  kernel = np.random.default_rng(0).normal(size=(5, 5, 256))
+  axes = figures.block_kernels(kernel, "run, block 4 of 8").axes[0]
+  grid = axes.images[0].get_array()
+  for number in (0, 255):
+    found = tile(grid, number, 16, 10)[::2, ::2]  # each pixel twice
+    np.testing.assert_array_equal(found, kernel[..., number])
+  assert axes.get_title().startswith("run, block 4 of 8: all 256 kernels of 5x5\n")
+
+
 def test_a_deep_model_shows_some_blocks():
   kernels = [np.full((3, 3, 80), float(block + 1)) for block in range(32)]
   axes = [panel for panel in figures.depthwise_kernels(kernels, "run").axes if panel.images]
@@ -151,6 +164,15 @@ def test_sweep_against_parameters_and_time():
   assert size.get_xscale() == time.get_xscale() == "log"
   assert "dim 16, depth 2" in time.get_xlabel()
   assert "test" in size.get_ylabel()
+  claims = {"dim 32, depth 2": 91.26, "dim 16, depth 2": 60.0}
+  for axes, x in zip(
+    figures.sweep(Sweep(points, "accuracy", {}), "s", claims).axes,
+    ([1000, 50000], [1, 12]),
+    strict=True,
+  ):
+    assert drawn(axes)["claimed by the source"] == (x, [60, 91.26])
+  texts = [text.get_text() for text in axes.figure.axes[0].get_legend().get_texts()]
+  assert texts == ["claimed by the source", "dim 16", "dim 32"]
 
 
 def test_files(tmp_path):

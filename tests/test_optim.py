@@ -15,6 +15,15 @@ AUTHORS_LOG = [0.005, 0.010, 0.015, 0.020, 0.025, 0.030, 0.035, 0.040, 0.045, 0.
                0.002, 0.0015, 0.001, 0.0005, 0.0]  # fmt: skip
 
 
+# Ten steps of Keras's Adam and TensorFlow Addons' AdamW, see golden/make_keras_adam.py.
+KERAS = np.load(pathlib.Path(__file__).parent / "golden" / "keras_adam.npz")
+KERAS_SETTINGS = {
+  "adam": {"weight_decay": 0.0},
+  "example": {"weight_decay": 1e-4, "decay_kind": "unscaled"},
+  "study": {"weight_decay": 0.0},
+}
+
+
 def test_onecycle_is_the_authors():
   schedule = onecycle(0.05, epochs=25, steps_per_epoch=98)
   ours = [schedule(98 * (epoch + 1) - 1) for epoch in range(25)]
@@ -64,6 +73,39 @@ def test_adamw_is_pytorchs(eps, weight_decay, expected):
     updates, state = optimizer.update({"w": jnp.full((1, 1), gradient)}, state, params)
     params = optax.apply_updates(params, updates)
     np.testing.assert_allclose(params["w"], [[after]], rtol=2e-7)
+
+
+def keras_errors(run: str, **settings) -> np.ndarray:
+  """Greatest distance of our parameters from Keras's after each golden step, over the peak rate."""
+  peak = 0.01 if run == "study" else 1e-3
+  schedule = optax.constant_schedule(peak)
+  if run == "study":
+    schedule = onecycle(peak, epochs=5, steps_per_epoch=2, first_epoch=1)
+  optimizer = make_optimizer(schedule, decay="all", eps=1e-7, **KERAS_SETTINGS[run], **settings)
+  params = {"w": jnp.asarray(KERAS["before"])}
+  state, update, after = optimizer.init(params), jax.jit(optimizer.update), []
+  for gradient in KERAS["gradients"]:
+    updates, state = update({"w": jnp.asarray(gradient)}, state, params)
+    params = optax.apply_updates(params, updates)
+    after.append(params["w"])
+  kept = np.stack(after)[KERAS["steps"] - 1]
+  return np.abs(kept - KERAS[run]).max(1) / peak
+
+
+@pytest.mark.parametrize("run", KERAS_SETTINGS)
+def test_keras_adds_epsilon_before_the_bias_correction(run):
+  """After 1, 2, 3 and 10 steps; with the usual epsilon the first one is half a step off already."""
+  assert keras_errors(run, eps_hat=True).max() < 1e-4
+  assert keras_errors(run, eps_hat=False).min() > 0.5
+
+
+def test_both_epsilons_have_one_state():
+  params = {"a": jnp.ones((2, 3)), "b": jnp.ones(2)}
+  states = [
+    make_optimizer(lambda _: 0.1, weight_decay=0.1, decay="all", eps_hat=eps_hat).init(params)
+    for eps_hat in (False, True)
+  ]
+  assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
 
 
 def test_decay_of_kernels_alone():

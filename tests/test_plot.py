@@ -288,6 +288,12 @@ def test_several_runs_and_a_sweep(workdir, tmp_path, drawn):
   assert drawn["curves"].axes[0].lines[0].get_label() == f"{workdir}: train"
   assert len(read_history(workdir).lines) == len(lines(workdir))
 
+  plot.draw_sweep(tmp_path / "sweep", claimed={"dim 16": 91.26})
+  claimed = [x for x in drawn["accuracy"].axes[0].lines if "claimed" in str(x.get_label())]
+  assert [(list(x.get_xdata()), list(x.get_ydata())) for x in claimed] == [([16], [91.26])]
+  with pytest.raises(UserError, match="'depth 16'; there are: dim 8; dim 16"):
+    plot.draw_sweep(tmp_path / "sweep", claimed={"depth 16": 91.26})
+
 
 def command(*arguments, code="from convmixer_jax import plot; plot.run()"):
   return subprocess.run(
@@ -302,9 +308,10 @@ def command(*arguments, code="from convmixer_jax import plot; plot.run()"):
 
 def test_the_command(workdir, tmp_path):
   other = shutil.copytree(workdir, tmp_path / "other")
-  run = command(str(workdir), str(other), f"--out={tmp_path / 'both'}")
+  run = command(str(workdir), str(other), f"--out={tmp_path / 'both'}", "--block=2")
   assert run.returncode == 0, run.stderr
   names = ["confusion_matrix", "curves", "depthwise_kernels", "learning_rate", "patch_embedding"]
+  names.insert(3, "depthwise_kernels_of_block_2")
   for directory in (workdir, other):
     assert (directory / "report.html").exists()
     found = sorted(path.name for path in (directory / "plots").iterdir())
@@ -323,6 +330,10 @@ def test_mistakes_get_one_line(workdir, tmp_path):
   run = command(str(workdir), str(tmp_path / "none"))
   assert run.returncode == 1
   assert "config.json does not exist" in run.stderr
+  run = command(str(workdir), "--block=3")
+  assert run.stderr == f"error: --block=3: the blocks of {workdir} are 1 to 2\n"
+  run = command(str(workdir), "--claimed=depth 4")
+  assert run.stderr.startswith("error: --claimed='depth 4' has to be a model, a colon and percent")
   assert not (workdir / "plots").exists()
   without = "import sys; sys.modules['matplotlib'] = None; "
   run = command(str(workdir), code=without + "from convmixer_jax import plot; plot.run()")

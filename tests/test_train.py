@@ -66,6 +66,25 @@ def test_averaged_weights_follow_their_formula_and_are_evaluated(config, tmp_pat
   assert found[0].items() >= Experiment(config).evaluator(whole.ema).items()
 
 
+def test_the_training_split_is_evaluated_in_test_mode(config, tmp_path):
+  """As the Flux blog's curves are: on images without augmentation, with the running statistics."""
+  config.augment.update(policy="torchvision-n2-m12", erase_probability=0.5, label_smoothing=0.1)
+  config.run.max_steps = 30
+  train(config, tmp_path / "without")
+  config.run.eval_train = True
+  train(config, tmp_path / "with")
+  found = lines(tmp_path / "with")
+  evaluated = [line for line in found if line["split"] == "train_eval"]
+  assert [(line["step"], line["num_examples"]) for line in evaluated] == [(22, 1437), (30, 1437)]
+  config.data.eval_split = "train"
+  expected = evaluate_checkpoint(config, tmp_path / "with", 30)
+  assert all(evaluated[-1][key] == expected[key] for key in ("loss", "accuracy"))
+  # Nothing else of the run changes.
+  keys = ("step", "split", "loss", "accuracy")
+  others = [[line[key] for key in keys] for line in found if line["split"] != "train_eval"]
+  assert others == [[line[key] for key in keys] for line in lines(tmp_path / "without")]
+
+
 def test_the_most_accurate_checkpoint_is_tested_at_the_end(config, tmp_path):
   """As in the Keras example: the last 90 % of the training split, validated on the rest."""
   config.data.update(eval_split="test", test_split="train", eval_batch_size=96)

@@ -1,11 +1,12 @@
 """Drawings with matplotlib, which this package alone needs: numbers in, a `Figure` out."""
 
-from convmixer_jax.figures.grids import confusion, depthwise_kernels, patch_filters
+from convmixer_jax.figures.grids import block_kernels, confusion, depthwise_kernels, patch_filters
 from convmixer_jax.figures.lines import curves, schedule
 from convmixer_jax.figures.scatter import sweep
 from convmixer_jax.figures.style import save, to_svg
 
 __all__ = [
+  "block_kernels",
   "confusion",
   "curves",
   "depthwise_kernels",

@@ -79,6 +79,25 @@ def depthwise_kernels(
     return figure
 
 
+def block_kernels(kernel_hwf: np.ndarray, title: str) -> Figure:
+  """Every kernel of one block in a grid, as in the Keras example.
+
+  Args:
+    kernel_hwf: float [kernel_size, kernel_size, dim].
+    title: of the picture.
+  """
+  size, _, dim = kernel_hwf.shape
+  with matplotlib.rc_context(SETTINGS):
+    figure = Figure(figsize=(8.5, 8.5), layout="compressed")
+    axes = figure.subplots()
+    grid = _mosaic(kernel_hwf.transpose(2, 0, 1), _columns(dim), np.nan)
+    _draw_signed(axes, grid, _limit(kernel_hwf), with_bar=True)
+    how = "Orange is negative, white is 0, purple is positive."
+    axes.set_title(f"{title}: {_shown(dim, dim, 'kernels')} of {size}x{size}\n{how}", fontsize=10)
+    axes.set_axis_off()
+    return figure
+
+
 def confusion(confusion_kl: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
   """The confusion matrix: counts in the cells, coloured by their share of the true class."""
   total_k1 = confusion_kl.sum(1, keepdims=True)

@@ -21,6 +21,7 @@ _STYLES: dict[str, Any] = {
   "eval": ("-", "o", 1.8),
   "eval_ema": ("-.", "s", 1.8),
   "test": ("", "*", 0),
+  "train_eval": (":", "^", 1.8),
 }
 
 

@@ -1,6 +1,6 @@
 """The runs of a sweep against each other."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import itertools
 from typing import Any
 
@@ -14,10 +14,16 @@ from convmixer_jax.figures.style import MARKERS, SETTINGS, colours, plain_log
 from convmixer_jax.history import SPLITS, Point, Sweep, label
 
 
-def sweep(results: Sweep, title: str) -> Figure:
+def sweep(results: Sweep, title: str, claimed: Mapping[str, float] | None = None) -> Figure:
   """Accuracy against parameters and against relative time, as Cooper Union's figures 3a and 3b.
 
   The points of a colour share the first setting; the others stand beside each point.
+
+  Args:
+    results: the finished runs.
+    title: of the picture.
+    claimed: {`history.label` of a point's settings: accuracy in percent} that a paper has, drawn
+      as a hollow diamond where our point is, as in Cooper Union's figure 5.
   """
   series: dict[str, list[Point]] = {}
   for point in sorted(results.points, key=lambda point: point.parameters):
@@ -32,6 +38,11 @@ def sweep(results: Sweep, title: str) -> Figure:
       for (name, points), (colour, marker) in zip(series.items(), looks, strict=True):
         look = {"color": colour, "marker": marker, "capsize": 3, "label": name or "all runs"}
         _draw_points(axes, points, field, others, look)
+      if claimed:
+        theirs = [point for point in results.points if label(point.overrides) in claimed]
+        x = [getattr(point, field) for point in theirs]
+        y = [claimed[label(point.overrides)] for point in theirs]
+        axes.plot(x, y, "D", color="black", mfc="none", ms=9, label="claimed by the source")
       values = [getattr(point, field) for point in results.points]
       if max(values) > 8 * min(values):
         axes.set_xscale("log")

@@ -3,6 +3,11 @@
 import subprocess
 import sys
 
+from absl import flags
+import pytest
+
+from convmixer_jax import command, convert, export, predict
+
 FAILED_TASK = """
 import asyncio
 from convmixer_jax import command
@@ -27,3 +32,16 @@ def test_the_message_is_the_last_line_also_where_a_task_failed_below():
   assert done.returncode == 1
   assert "Task exception was never retrieved" in done.stderr
   assert done.stderr.splitlines()[-1] == "error: the disk is full"
+
+
+@pytest.mark.parametrize("module", [convert, export, predict])
+def test_the_help_of_each_command_that_has_it_shows_the_activation(module, monkeypatch):
+  before = set(flags.FLAGS)
+  monkeypatch.setattr(command, "run", lambda main: None)
+  try:
+    module.run()
+    help = flags.FLAGS.module_help(module.__name__)
+  finally:
+    for name in set(flags.FLAGS) - before:
+      delattr(flags.FLAGS, name)
+  assert "--activation: <gelu|gelu_tanh|relu>" in help

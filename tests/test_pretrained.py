@@ -1,4 +1,5 @@
 import io
+import json
 import logging
 import os
 import pathlib
@@ -20,8 +21,10 @@ from convmixer_jax import config as config_lib
 from convmixer_jax import mesh as mesh_lib
 from convmixer_jax.checkpoint import Checkpoints
 from convmixer_jax.errors import UserError
+from convmixer_jax.names import settings_of
 from convmixer_jax.pretrained import safetensors
 from convmixer_jax.state import create_state
+from convmixer_jax.trained import Preprocessing, TrainedModel, imagenet
 
 GOLDEN = pathlib.Path(__file__).with_name("golden")
 MODELS = {
@@ -394,6 +397,85 @@ def test_wrong_notes_are_refused(tmp_path, metadata, message):
     pretrained.load_torch(tmp_path / "a.safetensors")
 
 
+NEEDS = Preprocessing(32, (0.49, 0.48, 0.45), (0.2, 0.3, 0.4), 0.875, tuple("abcdefg"))
+
+
+def test_preprocessing_and_names_are_noted_in_timms_terms(tmp_path):
+  model, variables = load_golden()
+  file = tmp_path / "a.safetensors"
+  pretrained.save_torch(file, model, variables, preprocessing=NEEDS)
+  assert pretrained.read(file).preprocessing == NEEDS
+  assert json.loads(safetensors.read(file)[1]["pretrained_cfg"]) == {
+    "input_size": [3, 32, 32], "mean": [0.49, 0.48, 0.45], "std": [0.2, 0.3, 0.4],
+    "crop_pct": 0.875, "crop_mode": "center", "interpolation": "bicubic", "num_classes": 7,
+    "label_names": list("abcdefg"),
+  }  # fmt: skip
+  pretrained.save_torch(file, model, variables)
+  assert pretrained.read(file).preprocessing is None
+
+
+def test_an_assumed_activation_is_not_noted(tmp_path, caplog):
+  """Read and written again, a file tells no more than before."""
+  pretrained.save(tmp_path / "a.safetensors", pretrained.read(golden_file("relu_odd")))
+  assert safetensors.read(tmp_path / "a.safetensors")[1].keys() == {"format", "norm_epsilon"}
+  caplog.clear()
+  pretrained.load_torch(tmp_path / "a.safetensors")
+  assert (
+    "a.safetensors does not tell its activation; 'gelu' is assumed. Give --activation=relu"
+    in (caplog.text)
+  )
+  assert pretrained.load(tmp_path / "a.safetensors", activation="relu")[0] == MODELS["relu_odd"]
+
+
+def test_a_released_files_name_tells_the_preprocessing(tmp_path):
+  """Of the file's own sizes and with its thousand classes only."""
+  for name, num_classes, expected in (
+    ("convmixer_1024_20_ks9_p14", 1000, imagenet()),
+    ("convmixer_1024_20_ks9_p14", 10, None),
+    ("convmixer_512_12_ks8_p7", 1000, None),
+  ):
+    settings = {**settings_of(name), "num_classes": num_classes}
+    shrunk = {**settings, "dim": 8, "depth": 1}
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr("convmixer_jax.names.settings_of_models", lambda n=name, s=shrunk: {n: s})
+      model = ConvMixer(**shrunk)
+      variables = model.init(jax.random.key(0), np.zeros((1, 14, 14, 3), np.float32))
+      file = tmp_path / f"{name}_{num_classes}.safetensors"
+      pretrained.save(file, TrainedModel(model, variables, None))
+      assert pretrained.told(file).preprocessing == expected
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"mean": [0.5]}, r"mean is \[0.5\], which does not fit 3 channels"),
+    ({"std": [1, 0, 1]}, r"std is \[1, 0, 1\]"),
+    ({"std": None}, "NoneType"),
+    ({"input_size": [3, 32, 48]}, r"input_size is \[3, 32, 48\]"),
+    ({"input_size": [32]}, "not enough values"),
+    ({"crop_pct": 0}, "crop_pct is 0"),
+    ({"crop_mode": "squash"}, "crop_mode is 'squash'.*'center'"),
+    ({"interpolation": "bilinear"}, "interpolation is 'bilinear'.*'bicubic'"),
+    ({"num_classes": 8}, "num_classes is 8, which does not fit .* 7 classes"),
+    ({"label_names": ["a"]}, r"label_names is \['a'\]"),
+  ],
+)
+def test_wrong_preprocessing_is_refused(tmp_path, change, message):
+  text = json.dumps({**NEEDS.to_dict(7), **change})
+  safetensors.write(tmp_path / "a.safetensors", golden_arrays(), {"pretrained_cfg": text})
+  with pytest.raises(
+    UserError, match=rf"a\.safetensors .*pretrained_cfg is noted wrongly.*{message}"
+  ):
+    pretrained.load(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_damaged_preprocessing_is_refused(tmp_path, text):
+  safetensors.write(tmp_path / "a.safetensors", golden_arrays(), {"pretrained_cfg": text})
+  with pytest.raises(UserError, match="pretrained_cfg is noted wrongly"):
+    pretrained.load(tmp_path / "a.safetensors")
+
+
 def test_wrong_arguments_are_refused(tmp_path, monkeypatch):
   model, variables = load_golden()
   file = tmp_path / "a.safetensors"
@@ -503,6 +585,8 @@ def test_load_takes_a_runs_newest_checkpoint(tmp_path, configs):
   found_model, found = pretrained.load(tmp_path)
   assert found_model == model
   assert_same_bits(found, state.variables())
+  told = pretrained.read(tmp_path).preprocessing
+  assert told == Preprocessing(8, (0.3053,), (0.3761,), 1.0, tuple("0123456789"))
   assert found["params"]["stem"]["kernel"].devices() == {jax.devices()[0]}
 
 

@@ -22,7 +22,7 @@ import PIL.Image
 import torch
 
 from benchmarks import turns
-from convmixer_jax import names, predict
+from convmixer_jax import names, predict, trained
 from convmixer_jax.model import ConvMixer
 from convmixer_jax.pretrained import state_dict
 from convmixer_jax.source import open_source
@@ -46,7 +46,8 @@ def in_torch(
   network: torch.nn.Module, files: list[pathlib.Path], batch_size: int
 ) -> list[list[tuple[int, float]]]:
   """The five likeliest classes of each file with their probabilities."""
-  mean, std = (torch.tensor(x).view(3, 1, 1) for x in (predict.IMAGENET_MEAN, predict.IMAGENET_STD))
+  told = trained.imagenet()
+  mean, std = (torch.tensor(x).view(3, 1, 1) for x in (told.mean, told.std))
 
   def image(file: pathlib.Path) -> torch.Tensor:
     picture = PIL.Image.open(file).convert("RGB")
@@ -117,12 +118,14 @@ def main(argv: list[str]) -> None:
   network = conv_mixer(**settings).eval()
   variables = to_variables(network)
   model = ConvMixer(**settings)
-  view = predict.view_of(NAME, model, 3)
+  forward, preprocessing = predict.fastest(model), trained.imagenet()
   batch = options.batch_size
   with tempfile.TemporaryDirectory() as directory:
     files = write_photographs(pathlib.Path(directory))[: options.images]
     calls: dict[str, Callable[[], list]] = {
-      "ours": lambda: list(predict.predict(model, variables, view, files, batch_size=batch)),
+      "ours": lambda: list(
+        predict.predict(forward, variables, preprocessing, files, batch_size=batch)
+      ),
       "torch": lambda: in_torch(network, files, batch),
     }
     theirs = timm_network(state_dict.from_variables(model, variables, "timm"))
@@ -131,10 +134,10 @@ def main(argv: list[str]) -> None:
     # The rounds find the compiled program in a cache, as a second command would that has one.
     jax.config.update("jax_compilation_cache_dir", directory)
     start = time.perf_counter()
-    list(predict.predict(model, variables, view, files[:1], batch_size=batch))
+    list(predict.predict(forward, variables, preprocessing, files[:1], batch_size=batch))
     print(f"compilation and the first batch: {time.perf_counter() - start:.1f} s")
     few = files[:batch]
-    ours = predict.predict(model, variables, view, few, batch_size=batch)
+    ours = predict.predict(forward, variables, preprocessing, few, batch_size=batch)
     reference = in_torch(network, few, batch)
     for mine, other in zip(ours, reference, strict=True):
       np.testing.assert_allclose(

@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 import functools
 import importlib.resources
-import logging
+import json
+import pathlib
 
-from ml_collections import config_dict
-
+from convmixer_jax import storage
 from convmixer_jax.errors import UserError
-from convmixer_jax.source import open_source
 
-_log = logging.getLogger(__name__)
+_FILE = "class_names.json"
 
 
 @functools.cache
@@ -29,23 +28,32 @@ def readable(names: Sequence[str]) -> list[str]:
   return [imagenet().get(name, name) for name in names]
 
 
-def of_run(config: config_dict.ConfigDict) -> list[str]:
-  """The names in the data of a run; numbers, with a warning, if these are not on this machine."""
-  c = config.data
-  if c.dataset == "imagenet2012":
-    return list(imagenet().values())
-  try:
-    return readable(open_source(c.dataset, c.eval_split, c.data_dir).class_names)
-  except UserError as error:
-    _log.warning("classes have numbers for names, because the run's data are missing: %s", error)
-    return numbered(config.model.num_classes)
-
-
-def of_weights(num_classes: int) -> list[str]:
-  """ImageNet-1k's for a thousand classes, which is what released weights have; or numbers."""
-  return list(imagenet().values()) if num_classes == 1000 else numbered(num_classes)
-
-
 def numbered(num_classes: int) -> list[str]:
   """Names for classes of which nothing is known."""
   return [f"class {number}" for number in range(num_classes)]
+
+
+def write(workdir: pathlib.Path, names: Sequence[str]) -> None:
+  """Writes the readable names into the workdir of a run, in one piece."""
+  path = workdir / _FILE
+  partial = path if storage.is_remote(path) else path.with_suffix(".partial")
+  partial.write_text(json.dumps(readable(names), indent=0) + "\n")
+  if partial != path:
+    partial.replace(path)
+
+
+def read(workdir: pathlib.Path) -> tuple[str, ...] | None:
+  """What `write` wrote; None if it did not.
+
+  Raises:
+    UserError: if the file is damaged.
+  """
+  path = workdir / _FILE
+  if not path.is_file():
+    return None
+  try:
+    return tuple(map(str, json.loads(path.read_text())))
+  except (TypeError, ValueError) as error:
+    raise UserError(
+      f"{path} is damaged: {error}. Remove it: the run's command writes it again"
+    ) from None

@@ -13,7 +13,15 @@ from convmixer_jax.errors import UserError
 
 def define_activation() -> None:
   """The flag --activation, for commands that read weights."""
-  flags.DEFINE_string("activation", None, "Of a file that does not tell it: gelu, relu.")
+  from convmixer_jax.act_norm import ACTIVATIONS  # only now: JAX is not for data workers
+
+  flags.disclaim_key_flags()  # it is of the command that calls, whose --help then shows it
+  flags.DEFINE_enum(
+    "activation",
+    None,
+    list(ACTIVATIONS),
+    "The model's, for weights that do not tell it; otherwise instead of what they tell.",
+  )
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:

@@ -7,7 +7,9 @@
 The source is what --init_from takes elsewhere: a .safetensors or .pth file in timm's or the
 authors' layout, the name of a released model, a directory that this project wrote, or a run's
 workdir. The target is a .safetensors file, or without a suffix a directory with an Orbax
-checkpoint. It is read again and has to be the same in every bit.
+checkpoint. It is read again and has to be the same in every bit. What the source tells besides, the
+target tells too: the activation, how images are preprocessed and what the classes are called. What
+the source does not tell stays open.
 """
 
 from collections.abc import Sequence
@@ -19,8 +21,9 @@ from absl import flags
 import jax
 import numpy as np
 
-from convmixer_jax import bundle, command, pretrained
+from convmixer_jax import bundle, command, pretrained, storage
 from convmixer_jax.errors import UserError
+from convmixer_jax.trained import TrainedModel
 
 
 def convert(
@@ -32,37 +35,49 @@ def convert(
     source: see `pretrained.load`.
     target: a .safetensors file, or a directory; it must not exist.
     layout: of a file: "timm", or "sequential", the authors'.
-    activation: of a source that does not tell it.
+    activation: instead of the source's; None to keep that, told or not.
 
   Returns:
     The number of parameters, running statistics among them.
 
   Raises:
-    UserError: if the source cannot be read, the target exists or has another
-      suffix, or what was read again differs; nothing is left behind then.
+    UserError: if the source cannot be read, the target is refused by
+      `check_target`, or what was read again differs; nothing is left behind then.
   """
-  if target.exists():
-    raise UserError(f"{target} exists already")
+  check_target(target)
+  weights = pretrained.read(source, activation=activation)
+  target.parent.mkdir(parents=True, exist_ok=True)
+  try:
+    if target.suffix:
+      pretrained.save(target, weights, layout=layout)
+    else:
+      bundle.save(target, weights)
+    found = pretrained.told(target)
+    if _told(found) != _told(weights) or not _is_same(weights.variables, found.variables):
+      raise UserError(f"{target} was not what was written, and is removed")
+  except BaseException:
+    shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+    raise
+  return sum(x.size for x in jax.tree.leaves(weights.variables))
+
+
+def check_target(target: pathlib.Path) -> None:
+  """Looks whether `target` can be written; makes nothing.
+
+  Raises:
+    UserError: if it exists or cannot be written, or has another suffix.
+  """
   if target.suffix not in ("", ".safetensors"):
     raise UserError(
       f"{target} ends with {target.suffix}: a target is a .safetensors file, which PyTorch reads "
       "too, or a directory, without a suffix"
     )
-  model, variables = pretrained.load(source, activation=activation)
-  target.parent.mkdir(parents=True, exist_ok=True)
-  try:
-    if target.suffix:
-      pretrained.save_torch(target, model, variables, layout=layout)
-      _, found = pretrained.load_torch(target)
-    else:
-      bundle.save(target, model, variables)
-      _, found = bundle.load(target)
-    if not _is_same(variables, found):
-      raise UserError(f"{target} was not what was written, and is removed")
-  except BaseException:
-    shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
-    raise
-  return sum(x.size for x in jax.tree.leaves(variables))
+  storage.check_new(target)
+
+
+def _told(weights: TrainedModel) -> tuple[Any, ...]:
+  """All but the variables that a target has to keep."""
+  return weights.model.norm_epsilon, weights.activation, weights.preprocessing
 
 
 def _is_same(a: Any, b: Any) -> bool:

@@ -11,75 +11,73 @@ Formats:
   safetensors  the weights in timm's layout, for timm.create_model and load_state_dict
   orbax        a directory with the weights as an Orbax checkpoint, and what the model is
 
+How images are preprocessed and what the classes are called goes with the weights, in the terms of
+timm's pretrained_cfg: beside a StableHLO file in OUT.json, else in the file or directory itself.
+
 What was written is read again and has to give the logits of the model on random images; otherwise
 it is removed.
 """
 
 from collections.abc import Callable, Sequence
+import dataclasses
+import json
+import logging
 import pathlib
 import shutil
 from typing import Any
 
 from absl import flags
 import jax
-from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from convmixer_jax import bundle, command, pretrained, storage
-from convmixer_jax import config as config_lib
+from convmixer_jax import bundle, command, pretrained, stablehlo, storage
+from convmixer_jax.act_norm import ACTIVATIONS
 from convmixer_jax.errors import UserError
 from convmixer_jax.model import ConvMixer
+from convmixer_jax.stablehlo import Forward
+from convmixer_jax.trained import TrainedModel
 
 # Of the logits: absolute where they are small, relative to the greatest one otherwise.
 TOLERANCE = 1e-4
 
-Forward = Callable[[jax.Array], jax.Array]
+_log = logging.getLogger(__name__)
 
 
-def to_stablehlo(model: ConvMixer, variables: Any, image_shape: tuple[int, int, int]) -> bytes:
-  """The evaluation of a model as a serialised `jax.export.Exported`, its weights included.
-
-  Args:
-    model: exported with the convolution and layout that are fastest on each platform.
-    variables: {"params", "batch_stats"}.
-    image_shape: (height, width, channels); the batch is of any size.
-
-  Raises:
-    UserError: if the package flatbuffers is missing.
-  """
-  # Named, since what `None` picks may be a kernel that only this project can load.
-  on_cpu = model.clone(layout="cbhw", depthwise="taps")
-  elsewhere = model.clone(layout="bhwc", depthwise="xla")
-  variables = jax.tree.map(
-    np.asarray, {name: variables[name] for name in ("params", "batch_stats")}
-  )
-
-  def forward(image_bhwc: jax.Array) -> jax.Array:
-    return lax.platform_dependent(variables, image_bhwc, cpu=on_cpu.apply, default=elsewhere.apply)
-
-  (batch,) = jax.export.symbolic_shape("b")
-  image = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
-  exported = jax.export.export(jax.jit(forward), platforms=["cpu", "cuda", "tpu"])(image)
-  try:
-    return bytes(exported.serialize())
-  except ImportError as error:  # JAX imports flatbuffers, which it does not depend on, only here
-    raise UserError(f"StableHLO needs a package: pip install flatbuffers ({error})") from None
+def _stablehlo(path: pathlib.Path, weights: TrainedModel, image_size: int) -> Forward:
+  if weights.activation is None:
+    raise UserError(
+      "StableHLO has the activation in its computation, and the weights do not tell it: give "
+      f"--activation={', or --activation='.join(ACTIVATIONS)}"
+    )
+  model, shape = weights.model, (image_size, image_size, weights.channels)
+  path.write_bytes(stablehlo.serialize(model, weights.variables, shape))
+  if weights.preprocessing is None:
+    _log.warning(
+      "%s is not written: the weights do not tell how images are preprocessed",
+      stablehlo.notes_of(path),
+    )
+  else:
+    told = dataclasses.replace(weights.preprocessing, image_size=image_size)
+    notes = json.dumps(told.to_dict(model.num_classes), indent=2)
+    stablehlo.notes_of(path).write_text(notes + "\n")
+  return stablehlo.load_computation(path)[0]
 
 
-def _stablehlo(path: pathlib.Path, model: ConvMixer, variables: Any, shape: Any) -> Forward:
-  path.write_bytes(to_stablehlo(model, variables, shape))
-  return jax.export.deserialize(bytearray(path.read_bytes())).call
+def _safetensors(path: pathlib.Path, weights: TrainedModel, image_size: int) -> Forward:
+  pretrained.save(path, weights)
+  return _again(path, weights)
 
 
-def _safetensors(path: pathlib.Path, model: ConvMixer, variables: Any, shape: Any) -> Forward:
-  pretrained.save_torch(path, model, variables)
-  return _forward(*pretrained.load_torch(path))
+def _orbax(path: pathlib.Path, weights: TrainedModel, image_size: int) -> Forward:
+  bundle.save(path, weights)
+  return _again(path, weights)
 
 
-def _orbax(path: pathlib.Path, model: ConvMixer, variables: Any, shape: Any) -> Forward:
-  bundle.save(path, model, variables)
-  return _forward(*bundle.load(path))
+def _again(path: pathlib.Path, weights: TrainedModel) -> Forward:
+  found = pretrained.told(path)
+  # An activation that is only assumed was not written.
+  return _forward(found.model.clone(activation=weights.model.activation), found.variables)
 
 
 # Each writes a file or directory, and reads it again as a function of images.
@@ -90,42 +88,58 @@ FORMATS: dict[str, Callable[..., Forward]] = {
 }
 
 
+def check_target(out: pathlib.Path, format: str) -> None:
+  """Looks whether a file or directory `out` can be written in this format; makes nothing.
+
+  Raises:
+    UserError: if `out` exists or cannot be written, the format does not exist, or the name does not
+      suit it.
+  """
+  if format not in FORMATS:
+    raise UserError(no_format(format))
+  if format == "safetensors" and out.suffix != ".safetensors":
+    raise UserError(f"--out={out} has to end in .safetensors")
+  storage.check_new(out)
+  if format == "stablehlo":
+    storage.check_new(stablehlo.notes_of(out))
+
+
 def export(
-  model: ConvMixer, variables: Any, out: pathlib.Path, format: str, image_size: int
+  weights: TrainedModel, out: pathlib.Path, format: str, image_size: int | None = None
 ) -> float:
   """Writes the model, and compares what was written with it.
 
   Args:
-    model: what to write.
-    variables: {"params", "batch_stats"}.
+    weights: what to write.
     out: a file, or a directory for "orbax"; it must not exist.
     format: a key of `FORMATS`.
-    image_size: side in pixels of the images; only "stablehlo" is bound to it.
+    image_size: side in pixels of the images, to which only "stablehlo" is bound; None for what the
+      weights tell, else 224.
 
   Returns:
     The greatest absolute difference of the logits of two and of three random images.
 
   Raises:
-    UserError: if `out` exists, the format does not, or the difference is too large;
-      nothing is left behind.
+    UserError: as in `check_target`, or if the difference is too large; nothing is left behind.
   """
-  if format not in FORMATS:
-    raise UserError(no_format(format))
-  if out.exists():
-    raise UserError(f"--out={out} exists already")
-  if format == "safetensors" and out.suffix != ".safetensors":
-    raise UserError(f"--out={out} has to end in .safetensors")
-  if image_size % model.patch_size:
+  check_target(out, format)
+  model, told = weights.model, weights.preprocessing
+  size = image_size or (told.image_size if told else 224)
+  if size % model.patch_size:
     raise UserError(
-      f"images of {image_size} pixels cannot be cut into the model's patches of {model.patch_size}"
+      f"images of {size} pixels cannot be cut into the model's patches of {model.patch_size}: set "
+      f"--image_size={max(size // model.patch_size, 1) * model.patch_size}"
     )
-  shape = (image_size, image_size, variables["params"]["stem"]["kernel"].shape[2])
+  shape = (size, size, weights.channels)
   out.parent.mkdir(parents=True, exist_ok=True)
   try:
-    written = FORMATS[format](out, model, variables, shape)
-    return max(difference(_forward(model, variables), written, (b, *shape)) for b in (2, 3))
+    written = FORMATS[format](out, weights, size)
+    ours = _forward(model, weights.variables)
+    return max(difference(ours, written, (b, *shape)) for b in (2, 3))
   except BaseException:
     shutil.rmtree(out) if out.is_dir() else out.unlink(missing_ok=True)
+    if format == "stablehlo":
+      stablehlo.notes_of(out).unlink(missing_ok=True)
     raise
 
 
@@ -168,13 +182,10 @@ def main(argv: Sequence[str]) -> None:
   options = flags.FLAGS
   if len(argv) > 1:
     raise UserError(f"{argv[1]!r} is not a flag: flags begin with --")
-  if options.format not in FORMATS:
-    raise UserError(no_format(options.format))  # before the weights are read
   out = pathlib.Path(options.out).expanduser()
-  model, variables = pretrained.load(options.init_from, activation=options.activation)
-  run = storage.path_of(options.init_from) / "config.json"
-  size = options.image_size or (config_lib.read_json(run).data.image_size if run.is_file() else 224)
-  error = export(model, variables, out, options.format, size)
+  check_target(out, options.format)  # before the weights are read
+  weights = pretrained.read(options.init_from, activation=options.activation)
+  error = export(weights, out, options.format, options.image_size)
   print(f"{out}: the logits differ by at most {error:.2g} from the model's")
 
 
@@ -186,7 +197,9 @@ def run() -> None:
   command.define_activation()
   flags.DEFINE_string("format", "stablehlo", f"One of {', '.join(FORMATS)}.")
   flags.DEFINE_string("out", None, "File to write, or directory.", required=True)
-  flags.DEFINE_integer("image_size", None, "Side in pixels; default that of the run, or 224.", 1)
+  flags.DEFINE_integer(
+    "image_size", None, "Side in pixels; default that of the weights, or 224.", 1
+  )
   command.run(main)
 
 

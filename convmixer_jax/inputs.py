@@ -2,18 +2,20 @@
 
 import dataclasses
 import logging
+import pathlib
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import config_dict
 
-from convmixer_jax import data
+from convmixer_jax import class_names, data
 from convmixer_jax import mesh as mesh_lib
 from convmixer_jax.augment import Augmentation, policy
 from convmixer_jax.damage import Damage
 from convmixer_jax.errors import UserError
 from convmixer_jax.preprocess import Preprocess
 from convmixer_jax.source import open_source
+from convmixer_jax.trained import Preprocessing
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +79,32 @@ def open_split(
   on_device = c.cache == "device" and mesh_lib.fits(mesh, resident)
   batches = dataclasses.replace(batches, source=resident, index_only=on_device)
   return batches, mesh_lib.Feed(mesh, resident if on_device else None)
+
+
+def preprocessing_of(config: config_dict.ConfigDict, workdir: pathlib.Path) -> Preprocessing:
+  """How the evaluation of a run preprocesses images, and what the classes of its data are called.
+
+  Args:
+    config: the run's, see `config.base`.
+    workdir: has the names; of a run that did not write them they are those of the data, or
+      unknown, with a warning, if these are not on this machine.
+
+  Raises:
+    UserError: if the names are there but damaged.
+  """
+  c, names = config.data, class_names.read(workdir)
+  if names is None and c.dataset == "imagenet2012":
+    names = tuple(class_names.imagenet().values())
+  elif names is None:
+    try:
+      source = open_source(c.dataset, c.eval_split, c.data_dir)
+      names = tuple(class_names.readable(source.class_names))
+    except UserError as error:
+      _log.warning("the names of the classes are not known, because data are missing: %s", error)
+  # Without a crop all images of the run have one size; others are resized as a whole.
+  fraction = c.eval_crop_fraction if _crop_on_host(config) == "random_resized" else 1.0
+  mean, std = tuple(config.augment.mean), tuple(config.augment.std)
+  return Preprocessing(c.image_size, mean, std, fraction, names)
 
 
 def make_augmentation(config: config_dict.ConfigDict, mesh: Mesh) -> Augmentation:

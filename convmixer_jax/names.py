@@ -87,8 +87,8 @@ def nearest(name: str) -> str:
   return f"did you mean {' or '.join(found)}?" if found else f"there are {', '.join(list_models())}"
 
 
-def activation_in(file_name: str, sizes: dict[str, int]) -> str | None:
-  """The activation of the model that a file's name tells, if its weights have that model's sizes.
+def named_in(file_name: str, sizes: dict[str, int]) -> str | None:
+  """The model that a file's name tells, if its weights have that model's sizes.
 
   Args:
     file_name: such as "convmixer_768_32_ks7_p7_relu.pth.tar".
@@ -96,5 +96,5 @@ def activation_in(file_name: str, sizes: dict[str, int]) -> str | None:
   """
   for name, settings in settings_of_models().items():
     if name in file_name and all(settings[key] == value for key, value in sizes.items()):
-      return settings["activation"]
+      return name
   return None

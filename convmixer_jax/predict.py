@@ -3,17 +3,20 @@
   python -m convmixer_jax.predict --init_from=convmixer_768_32 cat.jpg holiday/
   python -m convmixer_jax.predict --init_from=runs/cifar10 --json photos/ > classes.jsonl
 
-Arguments are files of images, and directories that are searched for some. Images are resized and
-cropped as in the evaluation of the run --init_from, or as in timm's of the released weights. An
-image that cannot be read is reported and skipped; the exit code is 1 then.
+Arguments are files of images, and directories that are searched for some; what is hidden in them is
+passed over. Images are preprocessed as the weights tell: those of a run, and what was exported or
+converted from one, as in its evaluation; released ones as in timm's. An image that is missing or
+cannot be read is reported and skipped; the exit code is 1 then.
 """
 
 import collections
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 import dataclasses
 import itertools
 import json
+import logging
+import os
 import pathlib
 import sys
 from typing import Any, NamedTuple
@@ -23,15 +26,18 @@ import jax
 import numpy as np
 import PIL.Image
 
-from convmixer_jax import augment, class_names, command, pretrained, storage
-from convmixer_jax import config as config_lib
+from convmixer_jax import augment, class_names, command, pretrained, stablehlo, trained
 from convmixer_jax.depthwise import native
 from convmixer_jax.errors import UserError
 from convmixer_jax.model import ConvMixer, default_layout
 from convmixer_jax.preprocess import Preprocess
 from convmixer_jax.source import IMAGE_SUFFIXES
+from convmixer_jax.trained import Preprocessing, TrainedModel
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# A model of normalised images [b, h, w, c] that gives logits [b, classes], after its variables.
+Forward = Callable[[Any, jax.Array], Any]
+
+_log = logging.getLogger(__name__)
 
 
 class Prediction(NamedTuple):
@@ -42,81 +48,89 @@ class Prediction(NamedTuple):
   error: str | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class View:
-  """How images are shown to a model, and what its answers are called.
-
-  Attributes:
-    preprocess: makes uint8 images of one size.
-    mean, std: of each channel, as fractions of 255.
-    names: of the classes.
-  """
-
-  preprocess: Preprocess
-  mean: tuple[float, ...]
-  std: tuple[float, ...]
-  names: Sequence[str]
-
-
-def view_of(source: str, model: ConvMixer, channels: int, image_size: int | None = None) -> View:
-  """The view of the run whose workdir `source` is, or of released weights: ImageNet's, 224 pixels.
+def preprocessing_of(
+  weights: TrainedModel, source: str, image_size: int | None = None
+) -> Preprocessing:
+  """What the weights tell, complete; ImageNet's, with a warning, if they tell nothing.
 
   Args:
-    source: where `model` is from, see `pretrained.load`.
-    model: its patches decide which sizes are possible.
-    channels: of its images.
+    weights: of the model.
+    source: where they are from, for messages.
     image_size: side in pixels, if it is to be another one.
 
   Raises:
-    UserError: if the model's patches do not divide the size, or it does not see colour images
-      and is not a run's.
+    UserError: if the model's patches do not divide the size, or nothing is told of a model that
+      does not see colour images.
   """
-  file = storage.path_of(source) / "config.json"
-  if file.is_file():
-    config = config_lib.read_json(file)
-    size = image_size or config.data.image_size
-    # Without a crop all images of the run have one size; others are resized as a whole.
-    is_cropped = config.data.crop == "random_resized"
-    fraction = config.data.eval_crop_fraction if is_cropped else 1.0
-    mean, std = tuple(config.augment.mean), tuple(config.augment.std)
-    names = class_names.of_run(config)
-  elif channels == 3:
-    size, fraction, mean, std = image_size or 224, 0.96, IMAGENET_MEAN, IMAGENET_STD
-    names = class_names.of_weights(model.num_classes)
-  else:
-    raise UserError(
-      f"--init_from={source} takes images of {channels} channels: only the workdir of a run tells "
-      "how these are normalised"
+  found, model = weights.preprocessing, weights.model
+  if found is None:
+    if weights.channels != 3:
+      raise UserError(
+        f"--init_from={source} takes images of {weights.channels} channels, and does not tell how "
+        "these are normalised: give the workdir of the run, or export or convert that again"
+      )
+    found = trained.imagenet()
+    if model.num_classes != len(found.class_names or ()):
+      found = dataclasses.replace(found, class_names=None)
+    _log.warning(
+      "%s does not tell how images are preprocessed; ImageNet's way is assumed: %d pixels, mean %s,"
+      " std %s. If that is wrong, give the workdir of the run, or export or convert that again",
+      source,
+      image_size or found.image_size,
+      found.mean,
+      found.std,
     )
+  size = image_size or found.image_size
   if size % model.patch_size:
     raise UserError(
       f"images of {size} pixels cannot be cut into the model's patches of {model.patch_size}: set "
       f"--image_size={max(size // model.patch_size, 1) * model.patch_size}"
     )
-  return View(Preprocess(size, "random_resized", eval_fraction=fraction), mean, std, names)
+  names = found.class_names or tuple(class_names.numbered(model.num_classes))
+  return dataclasses.replace(found, image_size=size, class_names=names)
 
 
-def find_images(paths: Iterable[str]) -> list[pathlib.Path]:
-  """The files among `paths`, and the images in the directories among them.
+def find_images(paths: Sequence[str]) -> list[pathlib.Path]:
+  """The files among `paths`, missing ones too, and the images in the directories among them.
+
+  Hidden files and directories are passed over where they are not themselves among `paths`.
 
   Raises:
-    UserError: if a path does not exist, or nothing is found.
+    UserError: if nothing is found.
   """
   found: list[pathlib.Path] = []
   for path in map(pathlib.Path, paths):
-    if not path.exists():
-      raise UserError(f"{path} does not exist")
-    inside = sorted(path.rglob("*")) if path.is_dir() else [path]
-    found += [p for p in inside if p == path or p.suffix.lower() in IMAGE_SUFFIXES]
-  if not found:
-    raise UserError(f"no images ({', '.join(IMAGE_SUFFIXES)}) in {' '.join(paths) or 'no files'}")
+    found += _images_in(path) if path.is_dir() else [path]
+  if not any(path.exists() for path in found):
+    nothing = f"no images ({', '.join(IMAGE_SUFFIXES)}) in {' '.join(paths) or 'no files'}"
+    raise UserError("; ".join(f"{path} does not exist" for path in found) or nothing)
   return found
 
 
+def _images_in(directory: pathlib.Path) -> list[pathlib.Path]:
+  found = []
+  for parent, directories, files in os.walk(directory):
+    directories[:] = [name for name in directories if not name.startswith(".")]
+    paths = [pathlib.Path(parent, name) for name in files if not name.startswith(".")]
+    found += [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
+  return sorted(found)
+
+
+def fastest(model: ConvMixer) -> Forward:
+  """`model.apply`; on CPU, where the model leaves it open, with the native convolution.
+
+  Without a C++ compiler it is the model's usual one.
+  """
+  platform, depthwise = jax.default_backend(), model.depthwise
+  if depthwise is None and platform == "cpu" and native.is_available():
+    depthwise = "native"
+  return model.clone(depthwise=depthwise, layout=default_layout(platform, depthwise)).apply
+
+
 def predict(
-  model: ConvMixer,
+  forward: Forward,
   variables: Any,
-  view: View,
+  preprocessing: Preprocessing,
   files: Sequence[pathlib.Path],
   *,
   batch_size: int = 8,
@@ -125,32 +139,33 @@ def predict(
   """The `top` likeliest classes of each file, in the order of `files`.
 
   Threads decode the next images while the model works on a batch. It is compiled
-  once: the last batch is padded. On CPU, where the model leaves it open, the
-  convolution is the native one if there is a C++ compiler.
+  once: the last batch is padded.
 
   Args:
-    model: with a head of `len(view.names)` classes.
+    forward: such as `fastest(model)`.
     variables: {"params", "batch_stats"}.
-    view: of the images.
+    preprocessing: of the images, with the classes' names.
     files: encoded images.
     batch_size: images that go through the model together.
     top: how many classes.
   """
-  channels, top = len(view.mean), min(top, model.num_classes)
-  platform, depthwise = jax.default_backend(), model.depthwise
-  if depthwise is None and platform == "cpu" and native.is_available():
-    depthwise = "native"
-  model = model.clone(depthwise=depthwise, layout=default_layout(platform, depthwise))
+  mean, std, size = preprocessing.mean, preprocessing.std, preprocessing.image_size
+  names = preprocessing.class_names or ()
+  channels, top = len(mean), min(top, len(names))
+  # All are resized, those of the right size to themselves.
+  preprocess = Preprocess(size, "random_resized", eval_fraction=preprocessing.crop_fraction)
 
   @jax.jit
   def likeliest(variables: Any, image_bhwc: jax.Array) -> tuple[jax.Array, jax.Array]:
-    logits_bk: Any = model.apply(variables, augment.normalize(image_bhwc, view.mean, view.std))
+    logits_bk = forward(variables, augment.normalize(image_bhwc, mean, std))
     return jax.lax.top_k(jax.nn.softmax(logits_bk), top)
 
   def decoded(file: pathlib.Path) -> np.ndarray | str:
     try:
-      return view.preprocess(file.read_bytes(), channels, None)
-    except (UserError, OSError, PIL.Image.DecompressionBombError) as error:
+      return preprocess(file.read_bytes(), channels, None)
+    except OSError as error:
+      return f"cannot be read: {error.strerror}"
+    except (UserError, PIL.Image.DecompressionBombError) as error:
       return str(error)
 
   def predictions(batch: list[tuple[pathlib.Path, np.ndarray | str]], result: Any):
@@ -160,11 +175,10 @@ def predict(
         yield Prediction(file, [], image)
       else:
         values, labels = next(rows)
-        names = [view.names[label] for label in labels]
-        yield Prediction(file, list(zip(names, map(float, values), strict=True)))
+        likely = [names[label] for label in labels]
+        yield Prediction(file, list(zip(likely, map(float, values), strict=True)))
 
   variables = jax.device_put(variables)
-  size = view.preprocess.image_size
   before: tuple[Any, Any] | None = None
   for batch in _batches(_ahead(decoded, files, 2 * batch_size), batch_size):
     image_bhwc = np.zeros((batch_size, size, size, channels), np.uint8)
@@ -221,16 +235,36 @@ def as_json(prediction: Prediction) -> str:
   return json.dumps({"file": str(prediction.file), "classes": classes})
 
 
+def _open(
+  source: str, activation: str | None, image_size: int | None
+) -> tuple[Forward, Any, Preprocessing]:
+  """The model, its variables and the preprocessing of what --init_from names."""
+  exported = pathlib.Path(source).expanduser()
+  if not stablehlo.is_export(exported):
+    weights = pretrained.read(source, activation=activation)
+    preprocessing = preprocessing_of(weights, source, image_size)
+    return fastest(weights.model), weights.variables, preprocessing
+  call, preprocessing = stablehlo.load(exported)
+  if activation or image_size not in (None, preprocessing.image_size):
+    raise UserError(
+      f"{source} is a computation, for images of {preprocessing.image_size} pixels: leave "
+      "--activation and --image_size out, or export the weights again with them"
+    )
+  return lambda _, image_bhwc: call(image_bhwc), {}, preprocessing
+
+
 def main(argv: Sequence[str]) -> None:
   """Predicts as the command line says."""
   options = flags.FLAGS
   files = find_images(argv[1:])
-  model, variables = pretrained.load(options.init_from, activation=options.activation)
-  channels = variables["params"]["stem"]["kernel"].shape[2]
-  view = view_of(options.init_from, model, channels, options.image_size)
+  forward, variables, preprocessing = _open(
+    options.init_from, options.activation, options.image_size
+  )
   width = min(max(len(str(file)) for file in files), 40)
   damaged = 0
-  for prediction in predict(model, variables, view, files, batch_size=options.batch_size):
+  for prediction in predict(
+    forward, variables, preprocessing, files, batch_size=options.batch_size
+  ):
     if prediction.error:
       damaged += 1
       print(f"{prediction.file}: {prediction.error}", file=sys.stderr)
@@ -243,12 +277,15 @@ def main(argv: Sequence[str]) -> None:
 def run() -> None:
   """The entry point."""
   flags.DEFINE_string(
-    "init_from", None, "Weights: a file, a model's name, or a run's workdir.", required=True
+    "init_from",
+    None,
+    "Weights: a file, a model's name, a run's workdir, or what export wrote.",
+    required=True,
   )
   command.define_activation()
   flags.DEFINE_bool("json", False, "Print one JSON object a line.")
   flags.DEFINE_integer("batch_size", 8, "Images that go through the model together.", 1)
-  flags.DEFINE_integer("image_size", None, "Side in pixels; default that of the run, or 224.", 1)
+  flags.DEFINE_integer("image_size", None, "Side in pixels; default that of the weights.", 1)
   command.run(main)
 
 

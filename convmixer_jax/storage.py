@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pathlib
+import tempfile
 from typing import cast
 
 from convmixer_jax.errors import UserError
@@ -35,3 +36,20 @@ def path_of(name: str | os.PathLike[str]) -> pathlib.Path:
 def is_remote(path: pathlib.Path) -> bool:
   """Whether `path` is in an object store, where files are written as a whole."""
   return "://" in str(path)
+
+
+def check_new(path: pathlib.Path) -> None:
+  """Looks, before any long work, whether a file or directory can be made; makes nothing.
+
+  Raises:
+    UserError: if it exists already, or the nearest directory above it cannot be written to.
+  """
+  if path.exists():
+    raise UserError(f"{path} exists already")
+  nearest = next(parent for parent in path.absolute().parents if parent.exists())
+  if not nearest.is_dir():
+    raise UserError(f"{path} cannot be written: {nearest} is no directory")
+  try:
+    tempfile.TemporaryFile(dir=nearest).close()
+  except OSError as error:
+    raise UserError(f"{path} cannot be written in {nearest}: {error.strerror}") from None

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 import optax
 
-from convmixer_jax import checkpoint, disk, distributed, initial, inputs, metrics
+from convmixer_jax import checkpoint, class_names, disk, distributed, initial, inputs, metrics
 from convmixer_jax import config as config_lib
 from convmixer_jax import mesh as mesh_lib
 from convmixer_jax.errors import UserError
@@ -137,7 +137,8 @@ def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> int | None:
 
   Args:
     config: see `config.base`.
-    workdir: gets `config.json`, `metrics.jsonl`, event files and `checkpoints/`.
+    workdir: gets `config.json`, `class_names.json`, `metrics.jsonl`, event files
+      and `checkpoints/`.
 
   Returns:
     None at the end of the run, or the signal that stopped it after a save.
@@ -161,6 +162,8 @@ def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> int | None:
     if weights is not None:
       state = initial.begin(state, weights)
     _write_config(config, workdir / "config.json")
+    if jax.process_index() == 0:
+      class_names.write(workdir, experiment.batches.source.class_names)
     with (
       Interrupt() as interrupt,
       checkpoint.Checkpoints(workdir, run.keep_checkpoints) as checkpoints,

@@ -6,7 +6,10 @@ import re
 import subprocess
 import sys
 
+from absl import flags
 import pytest
+
+from convmixer_jax import command, convert, export, predict
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -42,10 +45,24 @@ def test_help_is_the_same_however_the_command_is_started(tmp_path, start):
   script.write_text("from convmixer_jax.main import run\nrun()\n")  # as pip writes it
   environment = {**os.environ, "PYTHONPATH": str(ROOT)}
   for flag in ("--help", "--helpshort"):
-    command = [sys.executable, *start, flag]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+      [sys.executable, *start, flag], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.stdout.startswith("`convmixer-train`, or `python -m convmixer_jax.main`: trains")
     assert re.search(
       r"\n  --config: .*\bdigits\b.*\n  --workdir: The run's", done.stdout, re.DOTALL
     )
     assert "showprefixforinfo" not in done.stdout
+
+
+@pytest.mark.parametrize("module", [convert, export, predict])
+def test_the_help_of_each_command_that_has_it_shows_the_activation(module, monkeypatch):
+  before = set(flags.FLAGS)
+  monkeypatch.setattr(command, "run", lambda main: None)
+  try:
+    module.run()
+    help = flags.FLAGS.module_help(module.__name__)
+  finally:
+    for name in set(flags.FLAGS) - before:
+      delattr(flags.FLAGS, name)
+  assert "--activation: <gelu|gelu_tanh|relu>" in help

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import pathlib
 import subprocess
@@ -8,14 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convmixer_jax import bundle, convert, pretrained
+from convmixer_jax import bundle, convert, pretrained, storage
 from convmixer_jax import config as config_lib
 from convmixer_jax.errors import UserError
 from convmixer_jax.model import ConvMixer
 from convmixer_jax.train import train
+from convmixer_jax.trained import Preprocessing, TrainedModel
 
 ROOT = pathlib.Path(__file__).parents[1]
 MODEL = ConvMixer(8, 2, 4, 2, 5, activation="relu")
+NEEDS = Preprocessing(
+  8, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.75, ("ant", "bee", "cat", "dog", "elk")
+)
 
 
 @pytest.fixture
@@ -25,6 +30,10 @@ def variables():
   return jax.tree.map(lambda x: x + jax.random.uniform(jax.random.key(1), x.shape), variables)
 
 
+def save_bundle(path, variables):
+  bundle.save(path, TrainedModel(MODEL, variables, "relu", NEEDS))
+
+
 def assert_same_bits(a, b):
   assert jax.tree.structure(a) == jax.tree.structure(b)
   for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
@@ -32,7 +41,7 @@ def assert_same_bits(a, b):
 
 
 def test_a_way_round_all_kinds_changes_no_bit(variables, tmp_path):
-  bundle.save(tmp_path / "a", MODEL, variables)
+  save_bundle(tmp_path / "a", variables)
   way = [("a", "timm.safetensors", "timm"), ("timm.safetensors", "new/b", "timm"),
          ("new/b", "authors.safetensors", "sequential"),
          ("authors.safetensors", "again.safetensors", "timm"),
@@ -40,11 +49,50 @@ def test_a_way_round_all_kinds_changes_no_bit(variables, tmp_path):
   for source, target, layout in way:
     count = convert.convert(str(tmp_path / source), tmp_path / target, layout)
     assert count == sum(x.size for x in jax.tree.leaves(variables))
-  model, found = bundle.load(tmp_path / "c")
-  assert model == MODEL  # the activation too
-  assert_same_bits(found, variables)
+  found = bundle.load(tmp_path / "c")
+  assert (found.model, found.activation, found.preprocessing) == (MODEL, "relu", NEEDS)
+  assert_same_bits(found.variables, variables)
   names = [pretrained._read(tmp_path / f"{name}.safetensors")[0] for name in ("timm", "authors")]
   assert "stem.0.weight" in names[0] and "0.weight" in names[1]
+
+
+def test_what_the_source_does_not_tell_stays_open(variables, tmp_path, caplog):
+  """Neither the assumed activation nor ImageNet's preprocessing becomes a fact on the way."""
+  source = tmp_path / "plain.safetensors"
+  pretrained.save(source, TrainedModel(MODEL, variables, None))
+  for target in ("a.safetensors", "a"):
+    convert.convert(str(source), tmp_path / target)
+    assert "plain.safetensors does not tell its activation; 'gelu' is assumed" in caplog.text
+    assert "--activation=relu" in caplog.text
+    caplog.clear()
+    found = pretrained.read(tmp_path / target)
+    assert (found.activation, found.preprocessing) == (None, None)
+    assert f"{target} does not tell its activation" in caplog.text  # each time anew
+    caplog.clear()
+  for target in ("b.safetensors", "b"):  # the flag makes it one, of a directory too
+    convert.convert(str(tmp_path / "a"), tmp_path / target, activation="relu")
+    assert pretrained.load(tmp_path / target)[0].activation == "relu"
+    assert not caplog.text
+
+
+def test_targets_are_checked_before_anything_is_read(tmp_path, monkeypatch):
+  monkeypatch.setattr(pretrained, "read", lambda *_, **__: pytest.fail("too late"))
+  (tmp_path / "file").touch()
+  for target, message in (
+    ("file", "file exists already"),
+    ("a.onnx", "a.onnx ends with .onnx"),
+    ("file/a.safetensors", "a.safetensors cannot be written: .*file is no directory"),
+  ):
+    with pytest.raises(UserError, match=message):
+      convert.convert("source", tmp_path / target)
+
+  def read_only(dir):
+    raise OSError(30, "Read-only file system")
+
+  monkeypatch.setattr(storage.tempfile, "TemporaryFile", read_only)
+  with pytest.raises(UserError, match=r"new/b cannot be written in .*: Read-only file system"):
+    convert.convert("source", tmp_path / "new" / "b")
+  assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_runs_workdir(configs, tmp_path):
@@ -57,24 +105,27 @@ def test_a_runs_workdir(configs, tmp_path):
   model, found = pretrained.load(tmp_path / "digits.safetensors")
   assert_same_bits(found, expected)
   assert (model.dim, model.num_classes) == (8, 10)
+  told = pretrained.read(tmp_path / "digits.safetensors").preprocessing
+  assert told == Preprocessing(8, (0.3053,), (0.3761,), 1.0, tuple("0123456789"))
 
 
 def test_what_is_read_again_and_differs_is_removed(variables, tmp_path, monkeypatch):
-  bundle.save(tmp_path / "a", MODEL, variables)
-  save = pretrained.save_torch
+  save_bundle(tmp_path / "a", variables)
+  save = pretrained.save
 
-  def damaged(path, model, variables, **options):
+  def damaged(path, weights, **options):
     stats = jax.tree.map(lambda x: jnp.nextafter(x, 9.0), variables["batch_stats"])
-    save(path, model, {**variables, "batch_stats": stats}, **options)
+    changed = {**variables, "batch_stats": stats}
+    save(path, dataclasses.replace(weights, variables=changed), **options)
 
-  monkeypatch.setattr(pretrained, "save_torch", damaged)
+  monkeypatch.setattr(pretrained, "save", damaged)
   with pytest.raises(UserError, match="was not what was written"):
     convert.convert(str(tmp_path / "a"), tmp_path / "b.safetensors")
   assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_the_command(variables, tmp_path):
-  bundle.save(tmp_path / "a", MODEL, variables)
+  save_bundle(tmp_path / "a", variables)
 
   def command(*arguments):
     return subprocess.run(

@@ -1,13 +1,21 @@
+import dataclasses
+import json
 import re
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convmixer_jax import export, pretrained
+from convmixer_jax import export, pretrained, stablehlo
 from convmixer_jax.errors import UserError
 from convmixer_jax.model import ConvMixer
+from convmixer_jax.trained import Preprocessing, TrainedModel
+
+NEEDS = Preprocessing(
+  8, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.75, ("ant", "bee", "cat", "dog", "elk")
+)
 
 
 @pytest.fixture
@@ -25,18 +33,24 @@ def variables(model):
   return {"params": variables["params"], "batch_stats": stats}
 
 
+@pytest.fixture
+def weights(model, variables):
+  return TrainedModel(model, variables, "relu", NEEDS)
+
+
 @pytest.mark.parametrize("format", export.FORMATS)
-def test_what_is_written_gives_the_logits(model, variables, tmp_path, format):
+def test_what_is_written_gives_the_logits(weights, tmp_path, format):
   out = tmp_path / "new" / f"out.{format}"
-  assert export.export(model, variables, out, format, 8) < 1e-5
+  assert export.export(weights, out, format) < 1e-5
   image_bhwc = jax.random.normal(jax.random.key(2), (7, 8, 8, 3))
-  expected = model.apply(variables, image_bhwc)
+  expected = weights.model.apply(weights.variables, image_bhwc)
   if format == "stablehlo":
     found = jax.export.deserialize(bytearray(out.read_bytes())).call(image_bhwc)
   else:
-    again, found = pretrained.load(out)
-    assert (again.activation, again.num_classes) == ("relu", 5)
-    found = again.apply(found, image_bhwc)
+    again = pretrained.read(out)
+    assert (again.model.activation, again.model.num_classes) == ("relu", 5)
+    assert again.preprocessing == NEEDS
+    found = again.model.apply(again.variables, image_bhwc)
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -44,7 +58,7 @@ def test_what_is_written_gives_the_logits(model, variables, tmp_path, format):
 def test_one_stablehlo_file_is_for_all_platforms(model, variables, depthwise):
   """Each has its convolution of its own, and nothing is called that a program may lack."""
   model = model.clone(depthwise=depthwise)
-  exported = jax.export.deserialize(bytearray(export.to_stablehlo(model, variables, (8, 8, 3))))
+  exported = jax.export.deserialize(bytearray(stablehlo.serialize(model, variables, (8, 8, 3))))
   assert exported.platforms == ("cpu", "cuda", "tpu")
   assert str(exported.in_avals[0].shape[0]) == "b"
   module = exported.mlir_module()
@@ -57,17 +71,18 @@ def test_one_stablehlo_file_is_for_all_platforms(model, variables, depthwise):
 
 
 @pytest.mark.parametrize("format", export.FORMATS)
-def test_a_mismatch_fails_and_leaves_nothing(model, variables, tmp_path, monkeypatch, format):
+def test_a_mismatch_fails_and_leaves_nothing(weights, tmp_path, monkeypatch, format):
   write = export.FORMATS[format]
 
-  def damaged(path, model, variables, shape):
-    params = dict(variables["params"])
+  def damaged(path, weights, image_size):
+    params = dict(weights.variables["params"])
     params["head"] = {**params["head"], "bias": params["head"]["bias"] + 1e-2}
-    return write(path, model, {**variables, "params": params}, shape)
+    variables = {**weights.variables, "params": params}
+    return write(path, dataclasses.replace(weights, variables=variables), image_size)
 
   monkeypatch.setitem(export.FORMATS, format, damaged)
   with pytest.raises(UserError, match=r"logits differ by 0\.01"):
-    export.export(model, variables, tmp_path / f"out.{format}", format, 8)
+    export.export(weights, tmp_path / f"out.{format}", format)
   assert not list(tmp_path.iterdir())
 
 
@@ -82,17 +97,80 @@ def test_logits_that_are_no_numbers_are_a_mismatch():
     ("onnx", 8, "onnx is not offered: .*safetensors.*torch.onnx.export"),
     ("tflite", 8, "tflite does not exist; allowed: stablehlo, safetensors, orbax"),
     ("safetensors", 8, r"out has to end in \.safetensors"),
-    ("stablehlo", 9, "images of 9 pixels cannot be cut into the model's patches of 2"),
+    ("stablehlo", 9, "images of 9 pixels .* the model's patches of 2: set --image_size=8"),
   ],
 )
-def test_what_cannot_be_written_is_refused(model, variables, tmp_path, format, size, message):
+def test_what_cannot_be_written_is_refused(weights, tmp_path, format, size, message):
   with pytest.raises(UserError, match=message):
-    export.export(model, variables, tmp_path / "out", format, size)
+    export.export(weights, tmp_path / "out", format, size)
   assert not list(tmp_path.iterdir())
 
 
-def test_nothing_is_written_over(model, variables, tmp_path):
-  (tmp_path / "out").write_text("precious")
-  with pytest.raises(UserError, match="exists already"):
-    export.export(model, variables, tmp_path / "out", "stablehlo", 8)
-  assert (tmp_path / "out").read_text() == "precious"
+@pytest.mark.parametrize("name", ["out", "out.json"])
+def test_nothing_is_written_over(weights, tmp_path, name):
+  (tmp_path / name).write_text("precious")
+  with pytest.raises(UserError, match=f"{name} exists already"):
+    export.export(weights, tmp_path / "out", "stablehlo")
+  assert (tmp_path / name).read_text() == "precious"
+  assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+  ("out", "format", "message"),
+  [
+    ("there", "orbax", "there exists already"),
+    ("there/out", "stablehlo", "out cannot be written: .*there is no directory"),
+    ("out.st", "safetensors", r"out.st has to end in \.safetensors"),
+    ("out", "onnx", "onnx is not offered"),
+  ],
+)
+def test_the_target_is_checked_before_the_weights_are_read(
+  tmp_path, monkeypatch, out, format, message
+):
+  monkeypatch.setattr(pretrained, "read", lambda *_, **__: pytest.fail("too late"))
+  (tmp_path / "there").touch()
+  options = {"init_from": "weights", "out": str(tmp_path / out), "format": format}
+  monkeypatch.setattr(export.flags, "FLAGS", types.SimpleNamespace(**options))
+  with pytest.raises(UserError, match=message):
+    export.main(["export"])
+  assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_beside_stablehlo_lies_what_its_images_need(weights, tmp_path):
+  export.export(weights, tmp_path / "a.bin", "stablehlo", 16)
+  found = json.loads((tmp_path / "a.bin.json").read_text())
+  assert found == {**NEEDS.to_dict(5), "input_size": [3, 16, 16]}
+  assert stablehlo.is_export(tmp_path / "a.bin")
+  call, told = stablehlo.load(tmp_path / "a.bin")
+  assert told == dataclasses.replace(NEEDS, image_size=16)
+  assert call(np.zeros((3, 16, 16, 3), np.float32)).shape == (3, 5)
+  for text, message in (
+    (json.dumps(NEEDS.to_dict(5)), r"a.bin.json is damaged or not of a.bin: input_size is \[3, 8,"),
+    ("{", "is damaged or not of a.bin"),
+    (json.dumps({**found, "num_classes": 4}), "num_classes is 4"),
+  ):
+    (tmp_path / "a.bin.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+      stablehlo.load(tmp_path / "a.bin")
+  (tmp_path / "a.bin.json").unlink()
+  with pytest.raises(UserError, match=r"json cannot be read: No such file.*; copy both"):
+    stablehlo.load(tmp_path / "a.bin")
+  (tmp_path / "a.bin").write_bytes(b"no flatbuffer")
+  with pytest.raises(UserError, match=r"a.bin cannot be read: \w+: ") as error:
+    stablehlo.load(tmp_path / "a.bin")
+  assert "\n" not in str(error.value)
+
+
+def test_what_weights_do_not_tell_is_not_made_up(weights, tmp_path, caplog):
+  unknown = dataclasses.replace(weights, activation=None, preprocessing=None)
+  with pytest.raises(UserError, match="give --activation=gelu, or --activation=gelu_tanh, or"):
+    export.export(unknown, tmp_path / "a", "stablehlo", 8)
+  assert not list(tmp_path.iterdir())
+  for format in ("safetensors", "orbax"):
+    export.export(unknown, tmp_path / f"a.{format}", format, 8)
+    found = pretrained.told(tmp_path / f"a.{format}")
+    assert (found.activation, found.preprocessing) == (None, None)
+  told = dataclasses.replace(unknown, activation="relu")
+  export.export(told, tmp_path / "b", "stablehlo", 8)
+  assert "b.json is not written: the weights do not tell" in caplog.text
+  assert not (tmp_path / "b.json").exists()

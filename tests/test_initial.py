@@ -1,13 +1,16 @@
 import json
 import logging
+import shlex
 
+from absl import flags
 import chex
 import jax
 import jax.numpy as jnp
+from ml_collections import config_flags
 import numpy as np
 import pytest
 
-from convmixer_jax import augment, bundle, initial
+from convmixer_jax import augment, bundle, initial, pretrained
 from convmixer_jax import config as config_lib
 from convmixer_jax import mesh as mesh_lib
 from convmixer_jax.checkpoint import resume
@@ -15,6 +18,7 @@ from convmixer_jax.errors import UserError
 from convmixer_jax.evaluate import Evaluator, evaluate_checkpoint, evaluate_weights
 from convmixer_jax.model import ConvMixer
 from convmixer_jax.train import Experiment, train
+from convmixer_jax.trained import Preprocessing, TrainedModel
 
 
 @pytest.fixture
@@ -27,6 +31,10 @@ def config(configs):
   return config
 
 
+def of_digits(names):
+  return Preprocessing(8, (0.3053,), (0.3761,), 1.0, names)
+
+
 def weights_file(path, num_classes):
   """A model of that config with its own statistics, as a directory, and its variables."""
   model = ConvMixer(8, 2, 3, 2, num_classes)
@@ -35,7 +43,8 @@ def weights_file(path, num_classes):
     lambda x: x + jax.random.uniform(jax.random.key(3), x.shape), variables["batch_stats"]
   )
   variables = {"params": variables["params"], "batch_stats": stats}
-  bundle.save(path, model, variables)
+  names = tuple(map(str, range(num_classes)))
+  bundle.save(path, TrainedModel(model, variables, "gelu", of_digits(names)))
   return str(path), variables
 
 
@@ -58,7 +67,9 @@ def test_a_frozen_backbone_keeps_every_bit_and_the_head_learns(config, tmp_path)
   # A weight of -0 is the one that adding 0 would change.
   variables["params"]["stem"]["bias"] = jnp.full((8,), -0.0)
   (tmp_path / "weights").rename(tmp_path / "old")
-  bundle.save(tmp_path / "weights", ConvMixer(8, 2, 3, 2, 10), variables)
+  bundle.save(
+    tmp_path / "weights", TrainedModel(ConvMixer(8, 2, 3, 2, 10), variables, "gelu", None)
+  )
   config.optimizer.update(freeze_backbone=True, ema_decay=0.5)
   config.model.dropout = 0.5
   train(config, tmp_path / "run")
@@ -183,3 +194,65 @@ def test_nothing_is_frozen_without_weights(config):
   config.optimizer.freeze_backbone = True
   with pytest.raises(UserError, match=r"config.init_from is not set"):
     config_lib.validate(config)
+
+
+def with_flags(config, arguments):
+  """The config as the command would read it with these on its command line."""
+  values, argv = flags.FlagValues(), ["main", *arguments]
+  config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+  values(argv)
+  return values["config"].value
+
+
+def test_other_normalisation_is_refused_and_the_advice_works(config, tmp_path):
+  config.init_from, _ = weights_file(tmp_path / "weights", 10)
+  right = config.augment.to_dict()
+  config.augment.update(mean=(0.5,), std=(0.25,))
+  for work in (lambda: train(config, tmp_path / "run"), lambda: evaluate_weights(config)):
+    with pytest.raises(
+      UserError, match=r"mean \(0.3053,\) .* config.augment has .* \(0.5,\)"
+    ) as found:
+      work()
+  advice = shlex.split(str(found.value).partition(": set ")[2])
+  assert len(advice) == 2
+  changed = with_flags(config, advice)
+  assert (changed.augment.mean, changed.augment.std) == (right["mean"], right["std"])
+  assert evaluate_weights(changed)["num_examples"] == 360
+
+
+def test_another_size_of_images_is_only_logged(config, tmp_path, caplog):
+  caplog.set_level(logging.INFO, "convmixer_jax")
+  config.init_from, _ = weights_file(tmp_path / "weights", 10)
+  initial.read(config)
+  assert "pixels" not in caplog.text
+  config.data.image_size = 16
+  initial.read(config)
+  assert "weights is for images of 8 pixels; config.data.image_size is 16" in caplog.text
+
+
+def test_labels_that_mean_something_else_are_not_evaluated(config, tmp_path):
+  config.init_from, variables = weights_file(tmp_path / "weights", 10)
+  weights = pretrained.read(config.init_from)
+  for number, (names, message) in enumerate((
+    ("0123456798", "label 8 is '9' to .*, but '8' in config.data.dataset=digits"),
+    ("abcdefghij", "label 0 is 'a' to .*, but '0' in"),
+  )):  # fmt: skip
+    path = tmp_path / f"other{number}"
+    other = TrainedModel(weights.model, variables, "gelu", of_digits(tuple(names)))
+    bundle.save(path, other)
+    config.init_from = str(path)
+    with pytest.raises(UserError, match=message):
+      evaluate_weights(config)
+    assert initial.read(config)  # to train on others is what weights are for
+
+
+def test_the_activation_is_the_configs_only_if_the_weights_do_not_tell_it(config, tmp_path):
+  weights = pretrained.read(weights_file(tmp_path / "weights", 10)[0])
+  for told, fits in ((None, True), ("gelu", True), ("relu", False)):
+    config.init_from = str(tmp_path / f"{told}.safetensors")
+    pretrained.save(config.init_from, TrainedModel(weights.model, weights.variables, told))
+    if fits:
+      initial.read(config)
+    else:
+      with pytest.raises(UserError, match=r"config\.model\.activation is gelu, not relu"):
+        initial.read(config)

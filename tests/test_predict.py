@@ -1,9 +1,11 @@
+import dataclasses
 import json
 import os
 import pathlib
 import subprocess
 import sys
 import threading
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +13,15 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from convmixer_jax import class_names, predict
+from convmixer_jax import class_names, convert, export, inputs, predict, pretrained
 from convmixer_jax import config as config_lib
 from convmixer_jax.errors import UserError
+from convmixer_jax.evaluate import Evaluator
+from convmixer_jax.mesh import make_mesh
 from convmixer_jax.model import ConvMixer
-from convmixer_jax.preprocess import Preprocess
+from convmixer_jax.source import open_source
 from convmixer_jax.train import train
+from convmixer_jax.trained import Preprocessing, TrainedModel, imagenet
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -45,8 +50,12 @@ def variables(model):
 
 @pytest.fixture
 def view():
-  names = ["ant", "bee", "cat", "dog", "elk", "fox"]
-  return predict.View(Preprocess(32, "random_resized"), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), names)
+  names = ("ant", "bee", "cat", "dog", "elk", "fox")
+  return Preprocessing(32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), 0.96, names)
+
+
+def predictions(model, *arguments, **options):
+  return list(predict.predict(predict.fastest(model), *arguments, **options))
 
 
 def by_hand(model, variables, view, file):
@@ -66,25 +75,25 @@ def by_hand(model, variables, view, file):
 def test_probabilities_are_those_by_hand_whatever_the_batch(
   model, variables, view, photo_files, batch_size
 ):
-  found = list(predict.predict(model, variables, view, photo_files, batch_size=batch_size))
+  found = predictions(model, variables, view, photo_files, batch_size=batch_size)
   assert [p.file for p in found] == photo_files
   for prediction in found:
     expected = by_hand(model, variables, view, prediction.file)
     order = np.argsort(-expected)[:5]
-    assert [name for name, _ in prediction.classes] == [view.names[i] for i in order]
+    assert [name for name, _ in prediction.classes] == [view.class_names[i] for i in order]
     np.testing.assert_allclose([p for _, p in prediction.classes], expected[order], atol=2e-4)
 
 
 def test_damaged_images_are_reported_in_their_place_and_the_rest_is_as_without_them(
   model, variables, view, photo_files
 ):
-  expected = list(predict.predict(model, variables, view, photo_files))
+  expected = predictions(model, variables, view, photo_files)
   damaged = photo_files[0].with_name("damaged.jpg")
   damaged.write_bytes(photo_files[0].read_bytes()[:200])
   empty = photo_files[0].with_name("empty.png")
   empty.touch()
   files = [damaged, *photo_files[:3], empty, *photo_files[3:]]
-  found = list(predict.predict(model, variables, view, files, batch_size=3))
+  found = predictions(model, variables, view, files, batch_size=3)
   assert [p.file for p in found] == files
   assert "cannot be decoded" in found[0].error and "0 bytes" in found[4].error
   good = [p for p in found if p.error is None]
@@ -94,7 +103,7 @@ def test_damaged_images_are_reported_in_their_place_and_the_rest_is_as_without_t
 
 def test_nothing_but_damaged_images(model, variables, view, tmp_path):
   (tmp_path / "a.jpg").write_bytes(b"no image")
-  (found,) = predict.predict(model, variables, view, [tmp_path / "a.jpg"])
+  (found,) = predictions(model, variables, view, [tmp_path / "a.jpg"])
   assert found.classes == [] and found.error
 
 
@@ -103,7 +112,7 @@ def test_it_is_compiled_once(model, variables, view, photo_files):
     traced = []
     apply = ConvMixer.apply
     patch.setattr(ConvMixer, "apply", lambda *a, **k: traced.append(1) or apply(*a, **k))
-    list(predict.predict(model, variables, view, photo_files, batch_size=3))
+    predictions(model, variables, view, photo_files, batch_size=3)
   assert len(traced) == 1
 
 
@@ -129,28 +138,127 @@ def test_files_and_directories_are_found(photo_files):
   assert predict.find_images([str(root)]) == photo_files
   assert predict.find_images([str(photo_files[1]), str(root)]) == [photo_files[1], *photo_files]
   assert predict.find_images([str(root / "notes.txt")])  # as it was named
+  missing = root / "none.jpg"
+  assert predict.find_images([str(missing), str(photo_files[0])]) == [missing, photo_files[0]]
+  (root / "empty" / "directory.jpg").mkdir(parents=True)
   for paths, message in (
-    ([str(root / "none.jpg")], "does not exist"),
+    ([str(missing)], "none.jpg does not exist"),
     ([], "no images"),
     ([str(root / "empty")], "no images"),
   ):
-    (root / "empty").mkdir(exist_ok=True)
     with pytest.raises(UserError, match=message):
       predict.find_images(paths)
 
 
-def test_the_view_of_released_weights_is_imagenets():
-  view = predict.view_of("convmixer_768_32", ConvMixer(8, 1, 3, 7, 1000), 3)
-  assert view.preprocess == Preprocess(224, "random_resized", eval_fraction=0.96)
-  assert (view.mean, view.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-  assert (view.names[0], view.names[281], view.names[999]) == ("tench", "tabby", "toilet tissue")
-  assert len(set(view.names)) == 1000
-  numbered = predict.view_of("some.safetensors", ConvMixer(8, 1, 3, 8, 3), 3, image_size=32)
-  assert numbered.names == ["class 0", "class 1", "class 2"]
+def test_hidden_files_are_found_only_if_they_are_named(photo_files):
+  root = photo_files[0].parent
+  hidden = [root / "._0.jpg", root / ".cache" / "1.jpg", root / ".cache" / "deep" / "2.jpg"]
+  for file in hidden:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(photo_files[0].read_bytes())
+  assert predict.find_images([str(root)]) == photo_files
+  assert predict.find_images([str(hidden[0])]) == hidden[:1]
+  assert predict.find_images([str(root / ".cache")]) == hidden[1:]
+
+
+def test_a_missing_file_is_reported_in_its_place_and_does_not_stop_the_others(
+  model, variables, view, photo_files, capsys, monkeypatch
+):
+  missing = photo_files[0].with_name("none.jpg")
+  weights = TrainedModel(model, variables, "gelu", view)
+  monkeypatch.setattr(pretrained, "read", lambda *_, **__: weights)
+  options = {
+    "init_from": "x",
+    "activation": None,
+    "image_size": None,
+    "batch_size": 2,
+    "json": True,
+  }
+  monkeypatch.setattr(predict.flags, "FLAGS", types.SimpleNamespace(**options))
+  with pytest.raises(UserError, match="1 of 3 images could not be read, see above"):
+    predict.main(["predict", str(photo_files[0]), str(missing), str(photo_files[1])])
+  out, err = capsys.readouterr()
+  assert [json.loads(line)["file"] for line in out.splitlines()] == [*map(str, photo_files[:2])]
+  assert err == f"{missing}: cannot be read: No such file or directory\n"
+
+
+def weights_of(model, channels, preprocessing=None):
+  shape = jax.ShapeDtypeStruct((1, model.patch_size, model.patch_size, channels), "float32")
+  variables = jax.eval_shape(model.init, jax.random.key(0), shape)
+  return TrainedModel(model, variables, "gelu", preprocessing)
+
+
+def test_weights_that_tell_nothing_get_imagenets_preprocessing_with_a_warning(caplog):
+  weights = weights_of(ConvMixer(8, 1, 3, 7, 1000), 3)
+  assert predict.preprocessing_of(weights, "plain.pth") == imagenet()
+  assert "plain.pth does not tell how images are preprocessed; ImageNet's way is" in caplog.text
+  told = imagenet()
+  assert (told.image_size, told.crop_fraction) == (224, 0.96)
+  assert (told.mean, told.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+  names = told.class_names
+  assert (names[0], names[281], names[999]) == ("tench", "tabby", "toilet tissue")
+  assert len(set(names)) == 1000
+  numbered = predict.preprocessing_of(weights_of(ConvMixer(8, 1, 3, 8, 3), 3), "plain.pth", 32)
+  assert numbered.class_names == ("class 0", "class 1", "class 2") and numbered.image_size == 32
   with pytest.raises(UserError, match=r"patches of 9: set --image_size=216"):
-    predict.view_of("some.safetensors", ConvMixer(8, 1, 3, 9, 3), 3)
-  with pytest.raises(UserError, match="1 channels: only the workdir of a run tells"):
-    predict.view_of("some.safetensors", ConvMixer(8, 1, 3, 8, 3), 1)
+    predict.preprocessing_of(weights_of(ConvMixer(8, 1, 3, 9, 3), 3), "plain.pth")
+  with pytest.raises(UserError, match="1 channels, and does not tell how these are normalised"):
+    predict.preprocessing_of(weights_of(ConvMixer(8, 1, 3, 8, 3), 1), "plain.pth")
+
+
+def test_what_weights_tell_is_used_without_a_warning(caplog):
+  told = Preprocessing(8, (0.3,), (0.4,), 0.5, ("ant", "bee", "cat"))
+  weights = weights_of(ConvMixer(8, 1, 3, 2, 3), 1, told)
+  assert predict.preprocessing_of(weights, "a") == told
+  assert predict.preprocessing_of(weights, "a", 16) == dataclasses.replace(told, image_size=16)
+  assert not caplog.text
+
+
+@pytest.fixture(scope="module")
+def run_of_digits(tmp_path_factory):
+  """The workdir of a short run on the digits, its config, and the test's images as files."""
+  root = tmp_path_factory.mktemp("digits")
+  config = config_lib.read(ROOT / "configs" / "digits.py")
+  config.model.update(dim=8, depth=1, kernel_size=3, patch_size=2)
+  config.run.update(epochs=1, max_steps=5)
+  train(config, root / "run")
+  source = open_source("digits", "test")
+  for number in range(8):
+    PIL.Image.fromarray(source.images[number, :, :, 0]).save(root / f"{number}.png")
+  return root, config
+
+
+@pytest.mark.parametrize("kind", ["run", "a.safetensors", "bundle", "a.stablehlo"])
+def test_predictions_are_those_of_the_runs_evaluation_from_every_format(
+  run_of_digits, tmp_path, kind, caplog
+):
+  """At 8 grey pixels, with the run's own mean, std and names, on a machine without its data."""
+  root, config = run_of_digits
+  source = tmp_path / kind
+  if kind == "run":
+    source = root / "run"
+  elif kind == "a.stablehlo":
+    export.export(pretrained.read(root / "run"), source, "stablehlo")
+  else:
+    convert.convert(str(root / "run"), source)
+  caplog.clear()
+  forward, variables, told = predict._open(str(source), None, None)
+  assert (told.mean, told.std) == (config.augment.mean, config.augment.std)
+  files = [root / f"{number}.png" for number in range(8)]
+  found = [p.classes[0] for p in predict.predict(forward, variables, told, files)]
+  expected = Evaluator(config, make_mesh(), "test").predict(
+    jax.device_get(pretrained.load(root / "run")[1])
+  )
+  assert [name for name, _ in found] == [str(label) for label in expected.predicted_n[:8]]
+  np.testing.assert_allclose([p for _, p in found], expected.probability_n[:8], rtol=1e-4)
+  assert "assumed" not in caplog.text
+
+
+def test_a_computation_takes_no_other_size_or_activation(run_of_digits, tmp_path):
+  export.export(pretrained.read(run_of_digits[0] / "run"), tmp_path / "a.stablehlo", "stablehlo")
+  for activation, size in (("relu", None), (None, 16)):
+    with pytest.raises(UserError, match="is a computation, for images of 8 pixels: leave"):
+      predict._open(str(tmp_path / "a.stablehlo"), activation, size)
 
 
 @pytest.fixture
@@ -175,11 +283,9 @@ def command(*arguments):
 
 def test_the_command_with_a_runs_workdir(run_of_photos, image_folder, tmp_path):
   """Names and preprocessing are the run's: an image of the run's size is not resized."""
-  view = predict.view_of(str(run_of_photos), ConvMixer(8, 1, 3, 8, 2), 3)
-  assert (list(view.names), view.preprocess.image_size) == (["ant", "bee"], 40)
+  told = pretrained.read(run_of_photos).preprocessing
+  assert told == Preprocessing(40, (0.5,) * 3, (0.25,) * 3, 1.0, ("ant", "bee"))
   file = image_folder / "test" / "ant" / "0.jpg"
-  pixels = np.asarray(PIL.Image.open(file))
-  np.testing.assert_array_equal(view.preprocess(file.read_bytes(), 3, None), pixels)
 
   good = command(f"--init_from={run_of_photos}", "--json", image_folder / "test")
   assert good.returncode == 0, good.stderr
@@ -206,12 +312,28 @@ def test_mistakes_of_the_command_line_are_one_line(tmp_path):
   assert "FILES" in help.stdout or "--init_from" in help.stdout
 
 
-def test_names_of_a_run(configs, caplog):
+def test_names_of_a_run(configs, tmp_path, caplog):
   config = config_lib.read(configs / "digits.py")
-  assert class_names.of_run(config) == [str(i) for i in range(10)]
+  class_names.write(tmp_path, ["n01443537", "été"])
+  assert inputs.preprocessing_of(config, tmp_path).class_names == ("goldfish", "été")
+  (tmp_path / "class_names.json").write_text("[")
+  with pytest.raises(UserError, match=r"class_names.json is damaged: .* writes it again"):
+    inputs.preprocessing_of(config, tmp_path)
+  (tmp_path / "class_names.json").unlink()  # as in runs that did not write it
+  assert inputs.preprocessing_of(config, tmp_path).class_names == tuple("0123456789")
   config.data.update(dataset="folder", data_dir="/nowhere")
-  assert class_names.of_run(config)[3] == "class 3"
-  assert "data are missing" in caplog.text
+  assert inputs.preprocessing_of(config, tmp_path).class_names is None
+  assert "names of the classes are not known, because data are missing" in caplog.text
   config.data.dataset = "imagenet2012"
-  assert class_names.of_run(config)[1] == "goldfish"
-  assert class_names.readable(["n01443537", "other"]) == ["goldfish", "other"]
+  assert inputs.preprocessing_of(config, tmp_path).class_names[1] == "goldfish"
+
+
+@pytest.mark.parametrize(
+  ("crop", "cache", "fraction"),
+  [("none", "none", 1.0), ("random_resized", "none", 0.875), ("random_resized", "device", 1.0)],
+)
+def test_the_crop_of_a_run_is_that_of_its_evaluation(configs, tmp_path, crop, cache, fraction):
+  """Images in a cache have one size, and are evaluated whole."""
+  config = config_lib.read(configs / "digits.py")
+  config.data.update(crop=crop, cache=cache, eval_crop_fraction=0.875)
+  assert inputs.preprocessing_of(config, tmp_path).crop_fraction == fraction

@@ -1,9 +1,15 @@
 import io
+import json
 import logging
 import os
 import pathlib
 import pickle
+import re
+import socket
+import subprocess
 import sys
+import threading
+import time
 import types
 import zipfile
 
@@ -20,9 +26,12 @@ from convmixer_jax import config as config_lib
 from convmixer_jax import mesh as mesh_lib
 from convmixer_jax.checkpoint import Checkpoints
 from convmixer_jax.errors import UserError
+from convmixer_jax.names import settings_of
 from convmixer_jax.pretrained import safetensors
 from convmixer_jax.state import create_state
+from convmixer_jax.trained import Preprocessing, TrainedModel, imagenet
 
+ROOT = pathlib.Path(__file__).parents[1]
 GOLDEN = pathlib.Path(__file__).with_name("golden")
 MODELS = {
   "gelu_odd": ConvMixer(12, 2, 5, 2, 7),
@@ -394,6 +403,85 @@ def test_wrong_notes_are_refused(tmp_path, metadata, message):
     pretrained.load_torch(tmp_path / "a.safetensors")
 
 
+NEEDS = Preprocessing(32, (0.49, 0.48, 0.45), (0.2, 0.3, 0.4), 0.875, tuple("abcdefg"))
+
+
+def test_preprocessing_and_names_are_noted_in_timms_terms(tmp_path):
+  model, variables = load_golden()
+  file = tmp_path / "a.safetensors"
+  pretrained.save_torch(file, model, variables, preprocessing=NEEDS)
+  assert pretrained.read(file).preprocessing == NEEDS
+  assert json.loads(safetensors.read(file)[1]["pretrained_cfg"]) == {
+    "input_size": [3, 32, 32], "mean": [0.49, 0.48, 0.45], "std": [0.2, 0.3, 0.4],
+    "crop_pct": 0.875, "crop_mode": "center", "interpolation": "bicubic", "num_classes": 7,
+    "label_names": list("abcdefg"),
+  }  # fmt: skip
+  pretrained.save_torch(file, model, variables)
+  assert pretrained.read(file).preprocessing is None
+
+
+def test_an_assumed_activation_is_not_noted(tmp_path, caplog):
+  """Read and written again, a file tells no more than before."""
+  pretrained.save(tmp_path / "a.safetensors", pretrained.read(golden_file("relu_odd")))
+  assert safetensors.read(tmp_path / "a.safetensors")[1].keys() == {"format", "norm_epsilon"}
+  caplog.clear()
+  pretrained.load_torch(tmp_path / "a.safetensors")
+  assert (
+    "a.safetensors does not tell its activation; 'gelu' is assumed. Give --activation=relu"
+    in (caplog.text)
+  )
+  assert pretrained.load(tmp_path / "a.safetensors", activation="relu")[0] == MODELS["relu_odd"]
+
+
+def test_a_released_files_name_tells_the_preprocessing(tmp_path):
+  """Of the file's own sizes and with its thousand classes only."""
+  for name, num_classes, expected in (
+    ("convmixer_1024_20_ks9_p14", 1000, imagenet()),
+    ("convmixer_1024_20_ks9_p14", 10, None),
+    ("convmixer_512_12_ks8_p7", 1000, None),
+  ):
+    settings = {**settings_of(name), "num_classes": num_classes}
+    shrunk = {**settings, "dim": 8, "depth": 1}
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr("convmixer_jax.names.settings_of_models", lambda n=name, s=shrunk: {n: s})
+      model = ConvMixer(**shrunk)
+      variables = model.init(jax.random.key(0), np.zeros((1, 14, 14, 3), np.float32))
+      file = tmp_path / f"{name}_{num_classes}.safetensors"
+      pretrained.save(file, TrainedModel(model, variables, None))
+      assert pretrained.told(file).preprocessing == expected
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"mean": [0.5]}, r"mean is \[0.5\], which does not fit 3 channels"),
+    ({"std": [1, 0, 1]}, r"std is \[1, 0, 1\]"),
+    ({"std": None}, "NoneType"),
+    ({"input_size": [3, 32, 48]}, r"input_size is \[3, 32, 48\]"),
+    ({"input_size": [32]}, "not enough values"),
+    ({"crop_pct": 0}, "crop_pct is 0"),
+    ({"crop_mode": "squash"}, "crop_mode is 'squash'.*'center'"),
+    ({"interpolation": "bilinear"}, "interpolation is 'bilinear'.*'bicubic'"),
+    ({"num_classes": 8}, "num_classes is 8, which does not fit .* 7 classes"),
+    ({"label_names": ["a"]}, r"label_names is \['a'\]"),
+  ],
+)
+def test_wrong_preprocessing_is_refused(tmp_path, change, message):
+  text = json.dumps({**NEEDS.to_dict(7), **change})
+  safetensors.write(tmp_path / "a.safetensors", golden_arrays(), {"pretrained_cfg": text})
+  with pytest.raises(
+    UserError, match=rf"a\.safetensors .*pretrained_cfg is noted wrongly.*{message}"
+  ):
+    pretrained.load(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_damaged_preprocessing_is_refused(tmp_path, text):
+  safetensors.write(tmp_path / "a.safetensors", golden_arrays(), {"pretrained_cfg": text})
+  with pytest.raises(UserError, match="pretrained_cfg is noted wrongly"):
+    pretrained.load(tmp_path / "a.safetensors")
+
+
 def test_wrong_arguments_are_refused(tmp_path, monkeypatch):
   model, variables = load_golden()
   file = tmp_path / "a.safetensors"
@@ -436,14 +524,20 @@ def test_another_head_is_fresh_and_all_else_is_kept(caplog):
 def hub(monkeypatch):
   """A hub whose files are `hub.files`, by repository; `hub.asked` are the files asked for."""
   stand_in = types.ModuleType("huggingface_hub")
-  stand_in.files, stand_in.asked = {}, []
+  stand_in.files, stand_in.cached, stand_in.asked = {}, {}, []
+
+  def get_hf_file_metadata(url, timeout):
+    if url[0] not in stand_in.files:
+      logging.getLogger("huggingface_hub.utils").warning("Retrying in 1s [Retry 1/5].")
+      raise FileNotFoundError("cannot find the requested files in the local cache.\nmore")
 
   def hf_hub_download(repository, file):
     stand_in.asked.append((repository, file))
-    if repository not in stand_in.files:
-      raise FileNotFoundError("cannot find the requested files in the local cache.\nmore")
     return str(stand_in.files[repository])
 
+  stand_in.try_to_load_from_cache = lambda repository, file: stand_in.cached.get(repository)
+  stand_in.hf_hub_url = lambda repository, file: (repository, file)
+  stand_in.get_hf_file_metadata = get_hf_file_metadata
   stand_in.hf_hub_download = hf_hub_download
   monkeypatch.setitem(sys.modules, "huggingface_hub", stand_in)
   return stand_in
@@ -455,6 +549,7 @@ def test_a_name_brings_the_hubs_file_and_the_activation(hub, caplog, source):
   model, variables = pretrained.load(source)
   assert hub.asked == [("timm/convmixer_768_32.in1k", "model.safetensors")]
   assert model == MODELS["relu_odd"] and "assumed" not in caplog.text
+  assert pretrained.read(source).preprocessing == imagenet()
   assert_same_bits(variables, load_golden("relu_odd")[1])
 
 
@@ -471,9 +566,53 @@ def test_create_model_loads_released_weights(hub, caplog):
       create_model("convmixer_768_32", pretrained=True, **wrong)
 
 
-def test_what_to_do_when_weights_cannot_be_fetched(hub, monkeypatch):
+def test_cached_weights_need_no_network(hub):
+  hub.cached["timm/convmixer_768_32.in1k"] = str(golden_file("relu_odd"))
+  hub.get_hf_file_metadata = hub.hf_hub_download = None  # neither is called
+  assert pretrained.load("convmixer_768_32")[0] == MODELS["relu_odd"]
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for(hub, monkeypatch):
+  """Whatever it is that waits: no time-out of a library ends the search for an address."""
+  release = threading.Event()
+  hub.get_hf_file_metadata = lambda url, timeout: release.wait(60)
+  monkeypatch.setattr("convmixer_jax.pretrained.hub._SECONDS", 0.1)
+  start = time.monotonic()
+  with pytest.raises(UserError, match=r"cannot fetch .*: no answer within 0.1 seconds\. Unset"):
+    pretrained.load("convmixer_768_32")
+  assert time.monotonic() - start < 10 and not hub.asked
+  release.set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("port", ["closed", "silent"])
+def test_the_command_without_a_network_ends_in_one_line(tmp_path, port):
+  """The package's own name for what goes wrong, once, and no warnings of its retries."""
+  pytest.importorskip("huggingface_hub")
+  (tmp_path / "a.jpg").touch()
+  with socket.socket() as listener:
+    listener.bind(("127.0.0.1", 0))
+    if port == "silent":
+      listener.listen(50)
+    address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    start = time.monotonic()
+    run = subprocess.run(
+      [sys.executable, "-m", "convmixer_jax.predict", "--init_from=convmixer_768_32", "a.jpg"],
+      cwd=tmp_path, capture_output=True, text=True, timeout=120,
+      env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+           "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache")},
+    )  # fmt: skip
+  assert time.monotonic() - start < 40  # of which 8 at most are the hub's; the rest is imports
+  assert run.returncode == 1
+  (line,) = run.stderr.splitlines()
+  reason = "Connection refused" if port == "closed" else "timed out|no answer within 8 seconds"
+  assert re.match(f"error: cannot fetch timm/convmixer_768_32.in1k: .*({reason})", line), line
+
+
+def test_what_to_do_when_weights_cannot_be_fetched(hub, monkeypatch, caplog):
   with pytest.raises(UserError, match=r"cannot fetch timm/convmixer_1536_20.in1k: .*cache\. Unset"):
     create_model("convmixer_1536_20", pretrained=True)
+  assert not caplog.text  # the package's own warnings
   with pytest.raises(UserError, match="no released weights; there are those of convmixer_1536_20,"):
     create_model("convmixer_256_8_ks5_p2_cifar10", pretrained=True)
   monkeypatch.setitem(sys.modules, "huggingface_hub", None)
@@ -503,6 +642,8 @@ def test_load_takes_a_runs_newest_checkpoint(tmp_path, configs):
   found_model, found = pretrained.load(tmp_path)
   assert found_model == model
   assert_same_bits(found, state.variables())
+  told = pretrained.read(tmp_path).preprocessing
+  assert told == Preprocessing(8, (0.3053,), (0.3761,), 1.0, tuple("0123456789"))
   assert found["params"]["stem"]["kernel"].devices() == {jax.devices()[0]}
 
 

@@ -4,7 +4,7 @@ import pathlib
 import pytest
 
 from convmixer_jax.errors import UserError
-from convmixer_jax.storage import is_remote, path_of
+from convmixer_jax.storage import check_new, is_remote, path_of
 
 
 def test_paths_on_disks():
@@ -27,3 +27,13 @@ def test_google_cloud_storage():
     path = path_of("gs://bucket/run") / "config.json"
     assert str(path) == "gs://bucket/run/config.json"
     assert is_remote(path)
+
+
+def test_a_new_path_is_checked_and_not_made(tmp_path):
+  check_new(tmp_path / "a" / "b.safetensors")
+  assert not list(tmp_path.iterdir())
+  (tmp_path / "file").touch()
+  with pytest.raises(UserError, match="file exists already"):
+    check_new(tmp_path / "file")
+  with pytest.raises(UserError, match=r"b cannot be written: .*file is no directory"):
+    check_new(tmp_path / "file" / "a" / "b")

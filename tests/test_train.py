@@ -131,7 +131,7 @@ def test_the_workdir_holds_what_it_promises(config, tmp_path):
   config.run.epochs = 1
   train(config, tmp_path)
   assert {path.name for path in tmp_path.iterdir() if not path.name.startswith("events.out")} == {
-    "config.json", "metrics.jsonl", "checkpoints"}  # fmt: skip
+    "config.json", "class_names.json", "metrics.jsonl", "checkpoints"}  # fmt: skip
   assert list(tmp_path.glob("events.out.tfevents.*"))
   first, last = lines(tmp_path)[0], lines(tmp_path)[-1]
   assert set(first) == {"step", "epoch", "split", "loss", "accuracy", "top5_accuracy",

@@ -1,5 +1,11 @@
-"""Trained weights in and out: files of PyTorch, released models, and workdirs of our own runs."""
+"""Trained weights in and out: files of PyTorch, released models, and workdirs of our own runs.
 
+`load` and `load_torch` give a model and its variables, `read` also how its images are preprocessed
+and what its classes are called.
+"""
+
+import dataclasses
+import json
 import logging
 import os
 import pathlib
@@ -9,16 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from convmixer_jax import bundle, names, storage
+from convmixer_jax import bundle, names, storage, trained
 from convmixer_jax.act_norm import ACTIVATIONS
 from convmixer_jax.errors import UserError
 from convmixer_jax.model import ConvMixer
 from convmixer_jax.pretrained import hub, pickled, safetensors, state_dict
+from convmixer_jax.trained import Preprocessing, TrainedModel
 
 _SAFETENSORS = ".safetensors"
 _PICKLED = (".pth", ".pth.tar", ".pt", ".bin")
 # What files hold besides weights, so that a model comes back as it was saved.
-_ACTIVATION, _EPSILON = "activation", "norm_epsilon"
+_ACTIVATION, _EPSILON, _PREPROCESSING = "activation", "norm_epsilon", "pretrained_cfg"
 
 _log = logging.getLogger(__name__)
 
@@ -26,30 +33,61 @@ _log = logging.getLogger(__name__)
 def load(
   source: str | os.PathLike[str], *, activation: str | None = None
 ) -> tuple[ConvMixer, dict[str, Any]]:
-  """A trained model and its float32 variables {"params", "batch_stats"}.
+  """A trained model and its float32 variables {"params", "batch_stats"}; see `read`."""
+  found = read(source, activation=activation)
+  return found.model, found.variables
+
+
+def read(source: str | os.PathLike[str], *, activation: str | None = None) -> TrainedModel:
+  """A trained model: what `load` gives, and how its images are preprocessed.
 
   Args:
     source: a file, as in `load_torch`; the workdir of a run, of which the newest checkpoint that
-      can be read is taken; or the name of a released model, also as "timm/NAME.in1k".
-    activation: for files, as in `load_torch`; else the run or the name decides.
+      can be read is taken; a directory that `bundle.save` wrote; or the name of a released model,
+      also as "timm/NAME.in1k".
+    activation: instead of the source's. None for the source's; if it does not tell it, "gelu" is
+      assumed, with a warning.
 
   Raises:
     UserError: if there is no such source, it cannot be read or fetched, or does not fit.
     ValueError: if `ConvMixer` does not know the activation.
   """
+  if activation is not None and activation not in ACTIVATIONS:
+    raise ValueError(f"activation is {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
+  found = told(source)
+  activation = activation or found.activation
+  if activation is None:
+    _log.warning(
+      "%s does not tell its activation; 'gelu' is assumed. Give --activation=relu or another, in "
+      "Python activation='relu', if that is wrong, as it is for the released 768/32",
+      source,
+    )
+  model = found.model.clone(activation=activation or "gelu")
+  return dataclasses.replace(found, model=model, activation=activation)
+
+
+def told(source: str | os.PathLike[str]) -> TrainedModel:
+  """What a source tells; `read` without its assumption and its warning.
+
+  Raises:
+    UserError: as in `read`.
+  """
   path = storage.path_of(source)
   if (path / "config.json").is_file():
-    return _load_workdir(path)
+    return _read_workdir(path)
   if bundle.is_bundle(path):
     return bundle.load(path)
   if path.exists():
-    return load_torch(path, activation=activation)
+    return _read_file(path)
   name = str(source).removeprefix("timm/").removesuffix(".in1k")
   if name not in names.list_models():
     raise UserError(
       f"{str(source)!r} is no file, no workdir of a run, and no model: {names.nearest(name)}"
     )
-  return load_torch(hub.fetch(name), activation=names.settings_of(name)["activation"])
+  activation = names.settings_of(name)["activation"]
+  found = _read_file(hub.fetch(name))
+  model = found.model.clone(activation=activation)
+  return TrainedModel(model, found.variables, activation, trained.imagenet())
 
 
 def load_torch(
@@ -73,49 +111,51 @@ def load_torch(
     ValueError: if `ConvMixer` does not know the activation.
   """
   path = pathlib.Path(path)
-  if activation is not None and activation not in ACTIVATIONS:
-    raise ValueError(f"activation is {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
-  arrays, metadata = _read(path)
-  try:
-    arrays = state_dict.unwrap(arrays)
-    notes = _notes(metadata)
-    model, variables = state_dict.to_variables(arrays, **notes)
-  except UserError as error:
-    raise UserError(f"{path} does not fit: {error}") from None
-  sizes = {key: getattr(model, key) for key in ("dim", "depth", "kernel_size", "patch_size")}
-  found = activation or notes.get(_ACTIVATION) or names.activation_in(path.name, sizes)
-  if found is None:
-    _log.warning(
-      "%s does not tell its activation; 'gelu' is assumed. Give activation='relu' or another if "
-      "that is wrong, as it is for the released 768/32",
-      path,
-    )
-  return model.clone(activation=found or "gelu"), variables
+  if not path.is_file():
+    _read(path)  # says why
+  return load(path, activation=activation)
 
 
 def save_torch(
-  path: str | os.PathLike[str], model: ConvMixer, variables: Any, *, layout: str = "timm"
+  path: str | os.PathLike[str],
+  model: ConvMixer,
+  variables: Any,
+  *,
+  layout: str = "timm",
+  preprocessing: Preprocessing | None = None,
 ) -> None:
   """Writes the variables as a float32 state_dict for PyTorch, in one piece.
 
   Args:
-    path: `.safetensors`, in which the activation and BatchNorm's epsilon are noted, too; or `.pth`,
-      `.pth.tar`, `.pt` or `.bin`, for which PyTorch has to be installed.
+    path: `.safetensors`, in which activation, BatchNorm's epsilon and preprocessing are noted, too;
+      or `.pth`, `.pth.tar`, `.pt` or `.bin`, which have no place for notes, and for which PyTorch
+      has to be installed.
     model: whose variables they are.
     variables: {"params", "batch_stats"}.
     layout: of the names, "timm" or "sequential", which is the authors'.
+    preprocessing: of the model's images, and the names of its classes, if they are known.
 
   Raises:
     UserError: if the variables are not the model's, the directory is missing, or PyTorch is.
     ValueError: if `layout` or the file's ending is not allowed.
   """
-  path = pathlib.Path(path)
+  save(path, TrainedModel(model, variables, model.activation, preprocessing), layout=layout)
+
+
+def save(path: str | os.PathLike[str], weights: TrainedModel, *, layout: str = "timm") -> None:
+  """Writes what `read` gave, as `save_torch`; an activation that was only assumed is not noted.
+
+  Raises:
+    UserError: as in `save_torch`.
+    ValueError: as in `save_torch`.
+  """
+  path, model = pathlib.Path(path), weights.model
   if not path.name.endswith((_SAFETENSORS, *_PICKLED)):
     allowed = ", ".join((_SAFETENSORS, *_PICKLED))
     raise ValueError(f"path is {str(path)!r}; allowed endings: {allowed}")
   if not path.parent.is_dir():
     raise UserError(f"{path.parent} is no directory; make it first")
-  arrays = state_dict.from_variables(model, variables, layout)
+  arrays = state_dict.from_variables(model, weights.variables, layout)
   if model.norm_epsilon != ConvMixer.norm_epsilon or model.activation == "gelu_tanh":
     _log.warning(
       "give the model in PyTorch BatchNorm's eps=%g and the activation %s: they are not its usual "
@@ -124,8 +164,12 @@ def save_torch(
       model.activation,
     )
   if path.name.endswith(_SAFETENSORS):
-    notes = {_ACTIVATION: model.activation, _EPSILON: repr(model.norm_epsilon)}
-    safetensors.write(path, arrays, {"format": "pt", **notes})
+    notes = {"format": "pt", _EPSILON: repr(model.norm_epsilon)}
+    if weights.activation is not None:
+      notes[_ACTIVATION] = weights.activation
+    if weights.preprocessing is not None:
+      notes[_PREPROCESSING] = json.dumps(weights.preprocessing.to_dict(model.num_classes))
+    safetensors.write(path, arrays, notes)
     return
   try:
     import torch
@@ -189,6 +233,27 @@ def _read(path: pathlib.Path) -> tuple[Any, dict[str, str]]:
   raise UserError(f"{path} is no file of weights: neither safetensors nor PyTorch's")
 
 
+def _read_file(path: pathlib.Path) -> TrainedModel:
+  """What a file of PyTorch weights tells, by its tensors, its notes and its name."""
+  arrays, metadata = _read(path)
+  try:
+    arrays = state_dict.unwrap(arrays)
+    notes = _notes(metadata)
+    model, variables = state_dict.to_variables(arrays, **notes)
+    found = TrainedModel(model, variables, notes.get(_ACTIVATION))
+    preprocessing = _noted_preprocessing(metadata, model.num_classes, found.channels)
+  except UserError as error:
+    raise UserError(f"{path} does not fit: {error}") from None
+  sizes = {key: getattr(model, key) for key in ("dim", "depth", "kernel_size", "patch_size")}
+  name = names.named_in(path.name, sizes)
+  if name is None:
+    return dataclasses.replace(found, preprocessing=preprocessing)
+  activation = found.activation or names.settings_of(name)["activation"]
+  if name in names.list_released() and (model.num_classes, found.channels) == (1000, 3):
+    preprocessing = preprocessing or trained.imagenet()
+  return TrainedModel(model, variables, activation, preprocessing)
+
+
 def _notes(metadata: dict[str, str]) -> dict[str, Any]:
   """Attributes of `ConvMixer` that `save_torch` noted."""
   notes: dict[str, Any] = {}
@@ -204,9 +269,20 @@ def _notes(metadata: dict[str, str]) -> dict[str, Any]:
   return notes
 
 
-def _load_workdir(workdir: pathlib.Path) -> tuple[ConvMixer, dict[str, Any]]:
+def _noted_preprocessing(
+  metadata: dict[str, str], num_classes: int, channels: int
+) -> Preprocessing | None:
+  if _PREPROCESSING not in metadata:
+    return None
+  try:
+    return Preprocessing.from_dict(json.loads(metadata[_PREPROCESSING]), num_classes, channels)
+  except ValueError as error:
+    raise UserError(f"{_PREPROCESSING} is noted wrongly: {error}") from None
+
+
+def _read_workdir(workdir: pathlib.Path) -> TrainedModel:
   """Of a run, the model and the variables of the newest checkpoint that can be read."""
-  from convmixer_jax import checkpoint  # only now: Orbax takes long to import
+  from convmixer_jax import checkpoint, inputs  # only now: Orbax takes long to import
   from convmixer_jax import config as config_lib
 
   config = config_lib.read_json(workdir / "config.json")
@@ -218,4 +294,5 @@ def _load_workdir(workdir: pathlib.Path) -> tuple[ConvMixer, dict[str, Any]]:
   like = jax.tree.map(lambda x: x.update(sharding=here), like)
   variables, step = checkpoint.restore(workdir, like)
   _log.info("%s: weights after step %d", workdir, step)
-  return model, variables
+  preprocessing = inputs.preprocessing_of(config, workdir)
+  return TrainedModel(model, variables, model.activation, preprocessing)

@@ -2,6 +2,8 @@
 
 import functools
 import hashlib
+import logging
+import multiprocessing
 import os
 import pathlib
 import platform
@@ -9,11 +11,47 @@ import shlex
 import subprocess
 import tempfile
 
+_log = logging.getLogger(__name__)
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared")
 
 
 class CompilerError(RuntimeError):
   """There is no C++ compiler, or it failed."""
+
+
+def cache_directory() -> pathlib.Path | None:
+  """Where compiled code is kept: $XDG_CACHE_HOME/convmixer_jax, or else ~/.cache/convmixer_jax.
+
+  It is made if need be. None, with a warning, if that is not possible or it cannot be written to.
+  """
+  path = _cache()
+  return path if _is_writable(path) else None
+
+
+def _cache() -> pathlib.Path | None:
+  try:
+    root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+  except RuntimeError:  # neither $HOME nor an entry among the system's users
+    return None
+  return pathlib.Path(root) / "convmixer_jax"
+
+
+@functools.cache  # for one warning
+def _is_writable(directory: pathlib.Path | None) -> bool:
+  try:
+    if directory is None:
+      raise OSError("there is no home directory")
+    directory.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=directory).close()
+  except OSError as error:
+    if multiprocessing.parent_process() is None:  # once, not in each worker too
+      _log.warning(
+        "what is compiled cannot be kept for the next start: %s. Set XDG_CACHE_HOME to a directory "
+        "that can be written to",
+        error,
+      )
+    return False
+  return True
 
 
 @functools.cache

@@ -26,7 +26,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from convmixer_jax import bundle, command, pretrained, storage
+from convmixer_jax import bundle, command, compiling, pretrained, storage
 from convmixer_jax import config as config_lib
 from convmixer_jax.errors import UserError
 from convmixer_jax.model import ConvMixer
@@ -171,6 +171,7 @@ def main(argv: Sequence[str]) -> None:
   if options.format not in FORMATS:
     raise UserError(no_format(options.format))  # before the weights are read
   out = pathlib.Path(options.out).expanduser()
+  compiling.use_cache()
   model, variables = pretrained.load(options.init_from, activation=options.activation)
   run = storage.path_of(options.init_from) / "config.json"
   size = options.image_size or (config_lib.read_json(run).data.image_size if run.is_file() else 224)

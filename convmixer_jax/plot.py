@@ -19,7 +19,7 @@ import jax
 from ml_collections import config_dict
 import numpy as np
 
-from convmixer_jax import command, data, report
+from convmixer_jax import command, compiling, data, report
 from convmixer_jax import config as config_lib
 from convmixer_jax import mesh as mesh_lib
 from convmixer_jax.errors import UserError
@@ -205,6 +205,7 @@ def main(argv: Sequence[str]) -> None:
   if not workdirs:
     raise UserError("which run? Give its directory: python -m convmixer_jax.plot runs/digits")
   with_report = flags.FLAGS.report
+  compiling.use_cache()
   runs = [path for path in workdirs if not (path / "sweep.jsonl").exists()]
   for path in runs:
     config_lib.read_json(path / "config.json")  # an error before any work

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 import PIL.Image
 
-from convmixer_jax import augment, class_names, command, pretrained, storage
+from convmixer_jax import augment, class_names, command, compiling, pretrained, storage
 from convmixer_jax import config as config_lib
 from convmixer_jax.depthwise import native
 from convmixer_jax.errors import UserError
@@ -225,6 +225,7 @@ def main(argv: Sequence[str]) -> None:
   """Predicts as the command line says."""
   options = flags.FLAGS
   files = find_images(argv[1:])
+  compiling.use_cache()
   model, variables = pretrained.load(options.init_from, activation=options.activation)
   channels = variables["params"]["stem"]["kernel"].shape[2]
   view = view_of(options.init_from, model, channels, options.image_size)

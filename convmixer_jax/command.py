@@ -3,12 +3,24 @@
 from collections.abc import Callable, Sequence
 import gc
 import logging
+import multiprocessing
+import os
+import signal
 import sys
+import threading
+import time
+import types
+from typing import NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
 
-from convmixer_jax.errors import UserError
+from convmixer_jax import console
+from convmixer_jax.errors import Stopped, UserError
+
+_GRACE_SECONDS = 2.0  # for Python's way out, after a signal that ends the process
+
+_leaving = threading.Lock()
 
 
 def define_activation() -> None:
@@ -27,11 +39,17 @@ def define_activation() -> None:
 def run(main: Callable[[Sequence[str]], None]) -> None:
   """Parses the flags and calls `main`; a mistake of the user's ends in one line and exit code 1.
 
+  A signal (Ctrl-C, SIGTERM, SIGHUP) ends the command in one line too, with exit code 128 + the
+  signal's number, even while XLA compiles; `interrupt.Interrupt` makes an exception. If nobody
+  reads stdout any more, the command ends without a word where it would print.
+
   Args:
     main: takes the arguments that are no flags, the command's name first.
   """
   _help_shows(main.__module__)
+  console.repair()
   logging.getLogger("convmixer_jax").setLevel(logging.INFO)
+  _stop_at_signals()
 
   def quietly(argv: Sequence[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
@@ -44,9 +62,18 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     app.run(quietly)
   except UserError as error:
     message = f"error: {error}"
+  except KeyboardInterrupt as error:
+    _leave(error.signum if isinstance(error, Stopped) else signal.SIGINT)
+  except BrokenPipeError:
+    if not console.is_gone():
+      raise
+    sys.exit(128 + signal.SIGPIPE)
+  finally:
+    console.settle()
   if message:
     gc.collect()  # Orbax's failed tasks complain when they are freed: not after the message
-    sys.exit(message)
+    console.error(message)
+    sys.exit(1)
 
 
 def _help_shows(module: str) -> None:
@@ -55,3 +82,38 @@ def _help_shows(module: str) -> None:
     sys.modules["__main__"].__doc__ = sys.modules[module].__doc__
     for flag in flags.FLAGS.get_flags_for_module(module):
       flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+
+
+def _stop_at_signals() -> None:
+  """Those that are not ignored end the process, at once or when the grace is over."""
+  signums = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+  signums = [signum for signum in signums if signal.getsignal(signum) is not signal.SIG_IGN]
+
+  def stop(signum: int, frame: types.FrameType | None) -> None:
+    raise Stopped(signum)
+
+  # Python calls handlers in the main thread alone, which may be inside XLA for minutes. The number
+  # of the signal is written to this pipe at once.
+  read_end, write_end = os.pipe()
+  os.set_blocking(write_end, False)
+
+  def watch() -> None:
+    while (signum := os.read(read_end, 1)[0]) not in signums:
+      pass
+    time.sleep(_GRACE_SECONDS)
+    _leave(signum)
+
+  threading.Thread(target=watch, daemon=True, name="signals").start()
+  signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+  for signum in signums:
+    signal.signal(signum, stop)
+
+
+def _leave(signum: int) -> NoReturn:
+  """Ends the process as it stands: XLA's threads cannot be stopped, and would crash on the way."""
+  with _leaving:  # whoever comes first
+    for child in multiprocessing.active_children():
+      child.kill()
+    console.error(f"stopped by {signal.Signals(signum).name}")
+    console.settle()
+    os._exit(128 + signum)

@@ -6,7 +6,6 @@ import importlib.util
 import logging
 import os
 import signal
-import sys
 import time
 import traceback
 from typing import Any
@@ -16,7 +15,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from convmixer_jax import cluster
+from convmixer_jax import cluster, console
 from convmixer_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -66,10 +65,10 @@ def joined(
     logging.getLogger("convmixer_jax").setLevel(logging.WARNING)  # process 0 says the rest
   try:
     yield
-  except SystemExit:
+  except (SystemExit, KeyboardInterrupt):
     raise  # all of them stop
   except BaseException as error:
-    print(_last_words(error, index, count), file=sys.stderr, flush=True)
+    console.error(_last_words(error, index, count))
     if index == 0:
       time.sleep(2)  # without process 0 the others end at once, and may have an error to tell
     os._exit(1)
@@ -166,6 +165,11 @@ def of_first(numbers: Sequence[int]) -> list[int]:
   count = int(multihost_utils.broadcast_one_to_all(np.int32(len(numbers))))
   mine = np.resize(np.array(numbers, np.int32), count)  # only process 0's are looked at
   return multihost_utils.broadcast_one_to_all(mine).tolist() if count else []
+
+
+def text_of_first(text: str) -> str:
+  """The text that process 0 has; all processes have to ask."""
+  return bytes(of_first(list(text.encode()))).decode()
 
 
 def wait_for_all(name: str) -> None:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 import numpy as np
 
-from convmixer_jax import augment, checkpoint, initial, inputs, metrics
+from convmixer_jax import augment, checkpoint, compiling, initial, inputs, metrics
 from convmixer_jax import config as config_lib
 from convmixer_jax import mesh as mesh_lib
 from convmixer_jax.model import ConvMixer
@@ -74,8 +74,12 @@ class Evaluator:
     settings = {"model": self.model, "mean": config.augment.mean, "std": config.augment.std}
     step, predict = (functools.partial(f, **settings) for f in (eval_step, predict_step))
     self._gather = jax.jit(lambda variables: variables, out_shardings=replicated)
-    self._step = jax.jit(step, out_shardings=replicated)
-    self._predict = jax.jit(predict, out_shardings=replicated)
+    self._step = compiling.Announced(
+      jax.jit(step, out_shardings=replicated), f'the evaluation step on "{split}"'
+    )
+    self._predict = compiling.Announced(
+      jax.jit(predict, out_shardings=replicated), f'the prediction step on "{split}"'
+    )
 
   def __call__(self, variables: Any) -> dict[str, float]:
     """Loss and accuracies over the whole split, and "num_examples", damaged ones left out.

@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from convmixer_jax import bundle, command, pretrained, stablehlo, storage
+from convmixer_jax import bundle, command, compiling, pretrained, stablehlo, storage
 from convmixer_jax.act_norm import ACTIVATIONS
 from convmixer_jax.errors import UserError
 from convmixer_jax.model import ConvMixer
@@ -184,6 +184,7 @@ def main(argv: Sequence[str]) -> None:
     raise UserError(f"{argv[1]!r} is not a flag: flags begin with --")
   out = pathlib.Path(options.out).expanduser()
   check_target(out, options.format)  # before the weights are read
+  compiling.use_cache()
   weights = pretrained.read(options.init_from, activation=options.activation)
   error = export(weights, out, options.format, options.image_size)
   print(f"{out}: the logits differ by at most {error:.2g} from the model's")

@@ -97,9 +97,11 @@ def main(argv: Sequence[str]) -> None:
 def _dispatch(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
   import jax
 
+  from convmixer_jax import compiling
   from convmixer_jax.evaluate import evaluate_checkpoint, evaluate_weights
   from convmixer_jax.train import train
 
+  compiling.use_cache()
   options = flags.FLAGS
   if options.mode == "train":
     if signum := train(config, workdir):

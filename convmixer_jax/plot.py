@@ -21,7 +21,7 @@ import jax
 from ml_collections import config_dict
 import numpy as np
 
-from convmixer_jax import command, data, report
+from convmixer_jax import command, compiling, data, report
 from convmixer_jax import config as config_lib
 from convmixer_jax import mesh as mesh_lib
 from convmixer_jax.errors import UserError
@@ -241,6 +241,7 @@ def main(argv: Sequence[str]) -> None:
     raise UserError("which run? Give its directory: python -m convmixer_jax.plot runs/digits")
   with_report, block = flags.FLAGS.report, flags.FLAGS.block
   claimed = _parse_claimed(flags.FLAGS.claimed)
+  compiling.use_cache()
   runs = [path for path in workdirs if not (path / "sweep.jsonl").exists()]
   for path in runs:
     _read_config(path, block)  # an error before any work

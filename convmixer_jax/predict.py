@@ -26,7 +26,7 @@ import jax
 import numpy as np
 import PIL.Image
 
-from convmixer_jax import augment, class_names, command, pretrained, stablehlo, trained
+from convmixer_jax import augment, class_names, command, compiling, pretrained, stablehlo, trained
 from convmixer_jax.depthwise import native
 from convmixer_jax.errors import UserError
 from convmixer_jax.model import ConvMixer, default_layout
@@ -257,6 +257,7 @@ def main(argv: Sequence[str]) -> None:
   """Predicts as the command line says."""
   options = flags.FLAGS
   files = find_images(argv[1:])
+  compiling.use_cache()
   forward, variables, preprocessing = _open(
     options.init_from, options.activation, options.image_size
   )

@@ -21,7 +21,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_dict
 
-from convmixer_jax import command, storage
+from convmixer_jax import command, lock, storage
 from convmixer_jax import config as config_lib
 from convmixer_jax.errors import UserError
 
@@ -139,7 +139,8 @@ def main(argv: Sequence[str]) -> None:
     raise UserError(f"{argv[1]!r} is not a flag: flags begin with --")
   config_file = config_lib.path_of(flags.FLAGS.config)
   workdir = storage.path_of(flags.FLAGS.workdir or f"runs/sweep_{config_file.stem}")
-  print(sweep(config_file, workdir, flags.FLAGS.over))
+  with lock.one_writer(workdir):
+    print(sweep(config_file, workdir, flags.FLAGS.over))
 
 
 def run() -> None:

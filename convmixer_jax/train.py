@@ -1,9 +1,12 @@
 """The training loop, and all that it needs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import functools
 import logging
+import math
 import pathlib
+import shlex
 from typing import Any
 import zlib
 
@@ -12,7 +15,17 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 import optax
 
-from convmixer_jax import checkpoint, class_names, disk, distributed, initial, inputs, metrics
+from convmixer_jax import (
+  checkpoint,
+  class_names,
+  compiling,
+  disk,
+  distributed,
+  initial,
+  inputs,
+  lock,
+  metrics,
+)
 from convmixer_jax import config as config_lib
 from convmixer_jax import mesh as mesh_lib
 from convmixer_jax.errors import UserError
@@ -144,16 +157,19 @@ def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> int | None:
     None at the end of the run, or the signal that stopped it after a save.
 
   Raises:
-    UserError: if a setting is wrong, the workdir is another run's or cannot be
-      written to, no checkpoint can be read, or the loss is not finite.
+    UserError: if a setting is wrong, the workdir is in use, another run's or
+      cannot be written to, no checkpoint can be read, or the loss is not finite.
   """
   config_lib.validate(config)
   run = config.run
   stall_seconds = run.stall_seconds if jax.process_count() > 1 else None
-  with disk.reported(workdir), Watchdog(stall_seconds) as watchdog:
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(disk.reported(workdir))
+    watchdog = stack.enter_context(Watchdog(stall_seconds))
     _check_is_one_run(config)
-    config_lib.check_resumable(config, workdir / "config.json")
     disk.check_writable(workdir)
+    check_ours = stack.enter_context(_one_writer(workdir))
+    config_lib.check_resumable(config, workdir / "config.json")
     weights = None
     if config.init_from is not None and not checkpoint.has_begun(workdir):
       weights = initial.read(config)
@@ -164,11 +180,9 @@ def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> int | None:
     _write_config(config, workdir / "config.json")
     if jax.process_index() == 0:
       class_names.write(workdir, experiment.batches.source.class_names)
-    with (
-      Interrupt() as interrupt,
-      checkpoint.Checkpoints(workdir, run.keep_checkpoints) as checkpoints,
-    ):
-      return _loop(experiment, workdir, state, first, checkpoints, interrupt, watchdog)
+    interrupt = stack.enter_context(Interrupt())
+    checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir, run.keep_checkpoints))
+    return _loop(experiment, workdir, state, first, checkpoints, interrupt, watchdog, check_ours)
 
 
 def _loop(
@@ -179,14 +193,21 @@ def _loop(
   checkpoints: checkpoint.Checkpoints,
   interrupt: Interrupt,
   watchdog: Watchdog,
+  check_ours: Callable[[], None],
 ) -> int | None:
   """Takes all steps after `first`; see `train`."""
   config, steps_per_epoch = experiment.config, experiment.steps_per_epoch
   run, last = config.run, config.run.epochs * steps_per_epoch
   last = last if run.max_steps is None else min(last, run.max_steps)
   _log.info("at step %d of %d, %d to the epoch", first, last, steps_per_epoch)
-  batch_size = config.data.batch_size
-  with Writer(workdir, first_step=first, total_steps=last, batch_size=batch_size) as writer:
+  train_step = compiling.Announced(experiment.train_step, "the training step")
+  with Writer(
+    workdir,
+    first_step=first,
+    total_steps=last,
+    batch_size=config.data.batch_size,
+    check=check_ours,
+  ) as writer:
 
     def write(split: str, step: int, values: dict[str, float]) -> None:
       writer.write(step, step / steps_per_epoch, split, values)
@@ -206,7 +227,7 @@ def _loop(
     batches = experiment.batches.iterate(first, last, run.workers)
     try:
       for step, batch in enumerate(batches, start=first + 1):
-        state, values = experiment.train_step(state, experiment.feed(batch))
+        state, values = train_step(state, experiment.feed(batch))
         meter.add(step, values)
         writer.advance()
         stops = interrupt.poll() is not None
@@ -226,11 +247,52 @@ def _loop(
         "Try a lower config.optimizer.learning_rate, config.optimizer.clip_norm=1.0, or "
         'config.model.dtype="float32", with a new --workdir'
       ) from None
-    is_finished = interrupt.signum is None and first <= last
-    if config.data.test_split and is_finished and not writer.has("test", last):
-      values, best = experiment.tester.of_checkpoint(workdir, checkpoints.best())
-      write("test", last, {**values, "checkpoint": best})
+    if interrupt.signum is None:
+      best = checkpoints.best()
+      if config.data.test_split and first <= last and not writer.has("test", last):
+        values, best = experiment.tester.of_checkpoint(workdir, best)
+        write("test", last, {**values, "checkpoint": best})
+      if first >= last:
+        writer.say(_how_to_train_longer(config, workdir, first, steps_per_epoch))
+      writer.say(_what_next(workdir, best, writer.accuracy(best)))
   return interrupt.signum
+
+
+def _how_to_train_longer(
+  config: config_dict.ConfigDict, workdir: pathlib.Path, done: int, steps_per_epoch: int
+) -> str:
+  run, settings = config.run, []
+  if run.epochs * steps_per_epoch < 2 * done:
+    settings.append(f"--config.run.epochs={math.ceil(2 * done / steps_per_epoch)}")
+  if run.max_steps is not None and run.max_steps < 2 * done:
+    settings.append(f"--config.run.max_steps={2 * done}")
+  return (
+    f"{workdir} is finished: {done} steps are done, and nothing is left to do. To train longer, "
+    f"repeat the command with {' '.join(settings)}"
+  )
+
+
+def _what_next(workdir: pathlib.Path, step: int | None, accuracy: float | None) -> str:
+  found = "the newest checkpoint" if accuracy is None else f"best accuracy {accuracy:.4g}"
+  return (
+    f"{found}, at step {step}: {workdir / 'checkpoints' / str(step)}. To evaluate it: python -m "
+    f"convmixer_jax.main --mode=eval --workdir={shlex.quote(str(workdir))} --step={step}"
+  )
+
+
+@contextlib.contextmanager
+def _one_writer(workdir: pathlib.Path) -> Iterator[Callable[[], None]]:
+  """`lock.one_writer` in process 0; the others learn whether it has the workdir."""
+  with contextlib.ExitStack() as stack:
+    message, check = "", lambda: None
+    if jax.process_index() == 0:
+      try:
+        check = stack.enter_context(lock.one_writer(workdir))
+      except UserError as error:
+        message = str(error)
+    if message := distributed.text_of_first(message):
+      raise UserError(message)
+    yield check
 
 
 def _check_is_one_run(config: config_dict.ConfigDict) -> None:

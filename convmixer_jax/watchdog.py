@@ -5,6 +5,8 @@ import os
 import sys
 import threading
 
+from convmixer_jax import console
+
 
 class Watchdog:
   """While this context is open, ends the process if `beat` is not called for too long.
@@ -42,12 +44,10 @@ class Watchdog:
     while not self._is_over.wait(self._seconds / 10):
       seen, idle = self._beats, idle + 1 if seen == self._beats else 0
       if idle == 10:
-        print(
+        console.error(
           f"no step was finished for {self._seconds:g} seconds (config.run.stall_seconds): this "
           "process, or one that it waits for, hangs. The same command goes on from the newest "
-          "checkpoint. Where this process is:",
-          file=sys.stderr,
-          flush=True,
+          "checkpoint. Where this process is:"
         )
         faulthandler.dump_traceback(file=sys.stderr)
         os._exit(1)  # Python's own way out would wait for the other processes

@@ -1,7 +1,9 @@
 """A run's metrics: `metrics.jsonl`, TensorBoard events, lines and a bar on the terminal."""
 
+from collections.abc import Callable
 import contextlib
 import json
+import math
 import os
 import pathlib
 import sys
@@ -14,7 +16,7 @@ from tensorboardX import event_file_writer, summary
 from tensorboardX.proto import event_pb2
 import tqdm
 
-from convmixer_jax import distributed, storage
+from convmixer_jax import compiling, console, distributed, storage
 from convmixer_jax.history import read_lines
 
 
@@ -27,9 +29,19 @@ class Writer:
       those steps again.
     total_steps: of the whole run.
     batch_size: images in a step, for the progress bar.
+    check: raises an exception if the workdir is not ours any more.
   """
 
-  def __init__(self, workdir: pathlib.Path, *, first_step: int, total_steps: int, batch_size: int):
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    *,
+    first_step: int,
+    total_steps: int,
+    batch_size: int,
+    check: Callable[[], None] = lambda: None,
+  ):
+    self._check = check
     self._written: set[tuple[str, int]] = set()
     self._active = jax.process_index() == 0
     if not self._active:
@@ -52,12 +64,15 @@ class Writer:
     resumed = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     self._add_event(first_step + 1, session_log=resumed)  # later steps were taken in vain
     self._total_steps, self._batch_size = total_steps, batch_size
+    self._accuracies = {x["step"]: x["accuracy"] for x in kept if x["split"] == "eval"}
+    self._steps, self._compile_seconds = 0, compiling.Announced.seconds
+    self._begin = time.monotonic() - self._compile_seconds
     self._bar = tqdm.tqdm(
       total=total_steps * batch_size,
       initial=first_step * batch_size,
       unit=" images",
       unit_scale=True,
-      disable=not sys.stderr.isatty(),
+      disable=not console.is_terminal(sys.stderr),
       dynamic_ncols=True,
     )
 
@@ -70,16 +85,24 @@ class Writer:
       for file in (self._events, self._jsonl):
         with contextlib.suppress(OSError):  # a full disk, which the first write has told of
           file.close()
-      self.flush()
-      if self._scratch:
-        self._scratch.cleanup()
+      try:
+        self.flush()
+      finally:
+        if self._scratch:
+          self._scratch.cleanup()
 
   def flush(self) -> None:
     """Brings all lines to the workdir, where they are not written there at once.
 
     Comes before each checkpoint: a run that is killed repeats the steps after it, and their lines.
+
+    Raises:
+      UserError: if another run writes to the workdir.
     """
-    if self._active and self._scratch:
+    if not self._active:
+      return
+    self._check()
+    if self._scratch:
       for file in self._directory.iterdir():
         (self._workdir / file.name).write_bytes(file.read_bytes())
 
@@ -96,12 +119,29 @@ class Writer:
     for name, value in values.items():
       self._add_event(step, summary=summary.scalar(f"{split}/{name}", value))
     self._events.flush()
-    numbers = "  ".join(
-      f"{name} {value if isinstance(value, int) else format(value, '.4g')}"
-      for name, value in values.items()
-    )
+    if split == "eval":
+      self._accuracies[step] = values.get("accuracy", math.nan)
+    numbers = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
     text = f"step {step}/{self._total_steps}  epoch {epoch:.2f}  {split}  {numbers}"
-    self._bar.write(text)
+    if not console.is_terminal(sys.stdout):  # else there is a bar
+      now = time.strftime("%Y-%m-%d %H:%M:%S")
+      seconds = self._seconds_left(step)
+      text = f"{now}  {text}" + f"  eta {tqdm.tqdm.format_interval(seconds)}" * (seconds > 0)
+    console.line(text)
+
+  def say(self, text: str) -> None:
+    """A line for the user alone."""
+    if self._active:
+      console.line(text)
+
+  def accuracy(self, step: int | None) -> float | None:
+    """The accuracy of the evaluation at this step, if there was one; process 0 alone knows."""
+    return self._accuracies.get(step) if self._active and step is not None else None
+
+  def _seconds_left(self, step: int) -> float:
+    """At the pace so far, evaluations and saves included, but not compilations."""
+    seconds = time.monotonic() - compiling.Announced.seconds - self._begin
+    return seconds / max(self._steps, 1) * max(self._total_steps - step, 0)
 
   def _add_event(self, step: int, **content: Any) -> None:
     self._events.write_event(event_pb2.Event(wall_time=time.time(), step=step, **content))
@@ -109,4 +149,15 @@ class Writer:
   def advance(self) -> None:
     """Moves the progress bar by one step."""
     if self._active:
+      self._steps += 1
+      if self._compile_seconds != compiling.Announced.seconds:
+        self._compile_seconds = compiling.Announced.seconds
+        self._bar.unpause()
       self._bar.update(self._batch_size)
+
+
+def _short(value: float) -> str:
+  """Four digits, or all that stand before the point; an exponent only for what is really large."""
+  if isinstance(value, int):
+    return str(value)
+  return format(value, ".0f" if 1e3 <= abs(value) < 1e9 else ".4g")

@@ -17,7 +17,7 @@ for attempt in 1 2 3 4; do
     status=0
     wait "$run" || status=$?
   done
-  if ((status <= 128 || status == 130 || status == 143)); then break; fi
+  if ((status <= 128 || status == 129 || status == 130 || status == 143)); then break; fi
   echo "killed by signal $((status - 128)) in attempt $attempt of 4" >&2
 done
 exit "$status"

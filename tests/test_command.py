@@ -3,8 +3,10 @@
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
+import time
 
 from absl import flags
 import pytest
@@ -66,3 +68,56 @@ def test_the_help_of_each_command_that_has_it_shows_the_activation(module, monke
     for name in set(flags.FLAGS) - before:
       delattr(flags.FLAGS, name)
   assert "--activation: <gelu|gelu_tanh|relu>" in help
+
+
+DEAF = """
+import hashlib, signal
+from convmixer_jax import command
+
+def main(argv):
+  print("begun", flush=True)
+  hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # as XLA's compiler: Python is not asked for long
+
+# A shell that starts the tests in the background has them ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+command.run(main)
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("work", ["deaf", "in Python"])
+def test_a_signal_ends_a_command_in_one_line(signum, work):
+  code = DEAF if work == "deaf" else DEAF.replace("hashlib.pb", "import time; time.sleep(60) #")
+  process = subprocess.Popen(
+    [sys.executable, "-c", code],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  assert process.stdout.readline() == "begun\n"
+  begin = time.monotonic()
+  process.send_signal(signum)
+  _, stderr = process.communicate(timeout=60)
+  assert time.monotonic() - begin < 30
+  assert (process.returncode, stderr) == (
+    128 + signum,
+    f"stopped by {signal.Signals(signum).name}\n",
+  )
+
+
+TALKS = """
+from convmixer_jax import command
+
+def main(argv):
+  for _ in range(100000):
+    print("line")
+
+command.run(main)
+"""
+
+
+@pytest.mark.parametrize(("pipe", "status"), [("| head -1", 141), (">&-", 0), ("2>&-", 0)])
+def test_nobody_has_to_read_what_a_command_says(pipe, status):
+  command = f"'{sys.executable}' -c '{TALKS}' {pipe}; exit ${{PIPESTATUS[0]}}"
+  done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+  assert (done.returncode, done.stderr) == (status, "")

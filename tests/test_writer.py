@@ -1,5 +1,12 @@
 import json
+import os
+import re
+import sys
+import time
 
+import pytest
+
+from convmixer_jax.compiling import Announced
 from convmixer_jax.writer import Writer
 
 
@@ -42,3 +49,70 @@ def test_events_reach_the_file_with_each_line(tmp_path):
     before = file.stat().st_size
     writer.write(2, 0.5, "train", {"loss": 1.25})
     assert b"train/loss" in file.read_bytes()[before:]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  """Seconds that pass when the test says so."""
+  now = [100.0]
+  monkeypatch.setattr(time, "monotonic", lambda: now[0])
+  monkeypatch.setattr(Announced, "seconds", 7.0)
+  return now
+
+
+def test_a_line_that_goes_to_a_file_tells_the_time_and_how_long_it_takes_yet(
+  tmp_path, capsys, clock, monkeypatch
+):
+  """Of 75 seconds, 60 were compilation: two steps took 15, and eight are left."""
+  with open_writer(tmp_path, 0) as writer:
+    for _ in range(2):
+      writer.advance()
+    clock[0] += 75
+    monkeypatch.setattr(Announced, "seconds", 67.0)
+    writer.write(2, 0.5, "train", {"loss": 1.25})
+    writer.write(10, 2.5, "train", {"loss": 1.25})
+  first, last = capsys.readouterr().out.splitlines()
+  date = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  "
+  assert re.fullmatch(date + "step 2/10  epoch 0.50  train  loss 1.25  eta 01:00", first)
+  assert re.fullmatch(date + "step 10/10  epoch 2.50  train  loss 1.25", last)
+
+
+def test_numbers_are_short_and_have_no_exponent_that_they_do_not_need(tmp_path, capsys):
+  values = {
+    "a": 18812.34,
+    "b": 0.123456,
+    "c": 1e-5,
+    "d": 999.96,
+    "e": 1e30,
+    "f": 70000,
+    "g": 1437.6,
+  }
+  with open_writer(tmp_path, 0) as writer:
+    writer.write(2, 0.5, "train", values)
+  expected = "a 18812  b 0.1235  c 1e-05  d 1000  e 1e+30  f 70000  g 1438  eta"
+  assert expected in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("gone", ["closed pipe", "closed stream", "none"])
+def test_a_console_that_is_gone_takes_nothing_with_it(tmp_path, monkeypatch, gone):
+  read_end, write_end = os.pipe()
+  stream = os.fdopen(write_end, "w")
+  os.close(read_end)
+  if gone == "closed stream":
+    stream.close()
+  monkeypatch.setattr(sys, "stdout", None if gone == "none" else stream)
+  with open_writer(tmp_path, 0) as writer:
+    writer.write(2, 0.5, "train", {"loss": 1.25})
+    writer.say("the end")
+    writer.write(4, 1, "train", {"loss": 1.0})
+  assert [line["step"] for line in read(tmp_path)] == [2, 4]
+  stream.close()
+
+
+def test_a_run_that_has_lost_its_workdir_does_not_write_to_it(tmp_path):
+  def fail():
+    raise RuntimeError("lost")
+
+  writer = Writer(tmp_path, first_step=0, total_steps=10, batch_size=4, check=fail)
+  with pytest.raises(RuntimeError, match="lost"), writer:
+    writer.flush()

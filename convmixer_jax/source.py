@@ -7,6 +7,7 @@ JPEG or PNG file (bytes), or uint8 pixels [h, w, c] where none was encoded.
 from collections.abc import Iterable, Sequence
 import os
 import pathlib
+import shlex
 from typing import Protocol
 
 import numpy as np
@@ -82,6 +83,7 @@ class TfdsSource:
         f"{builder.info.full_name} ({type(builder).__qualname__}) is not prepared: looked in "
         f"{builder.data_dir}. {_how_to_prepare(name, root)}"
       )
+    convertible = builder.info.file_format == tfds.core.FileFormat.TFRECORD
     features = builder.info.features
     if not {"image", "label"} <= set(features):
       raise UserError(
@@ -96,10 +98,17 @@ class TfdsSource:
         'slices of them such as "train[:90%]"'
       ) from None
     except NotImplementedError:
+      how = "convert them in place with" if convertible else "move them away and prepare it with"
       raise UserError(
         f"{builder.data_dir} holds {builder.info.file_format.value} files, which have no random "
-        f"access. {_how_to_prepare(name, root)}"
+        f"access: {how} `{_prepare_command(name, root)}`"
       ) from None
+    # `prepare` makes a file anew where there is one to convert, or else the whole dataset.
+    self._remedy = (
+      f"remove it and run `{_prepare_command(name, root)}`"
+      if convertible
+      else f"remove {builder.data_dir} and prepare the dataset again"
+    )
     self._name = f'{builder.info.full_name}, split "{split}"'
     parts = builder.info.splits[split].file_instructions
     self._files = [part.filename for part in parts]
@@ -139,7 +148,7 @@ class TfdsSource:
       except RuntimeError as error:
         raise UserError(
           f"{file} is missing, cut short or no ArrayRecord file: bring it back from a copy, or "
-          f"prepare the dataset again. {error}"
+          f"{self._remedy}. {error}"
         ) from None
 
 
@@ -219,8 +228,12 @@ def open_source(dataset: str, split: str, data_dir: str | None = None) -> Source
   return TfdsSource(dataset, split, data_dir)
 
 
+def _prepare_command(name: str, root: pathlib.Path) -> str:
+  return shlex.join(["python", "-m", "convmixer_jax.prepare", name, f"--data_dir={root}"])
+
+
 def _how_to_prepare(name: str, root: pathlib.Path) -> str:
-  command = f"python -m convmixer_jax.prepare {name} --data_dir={root}"
+  command = _prepare_command(name, root)
   if name != "imagenet2012":
     return f"Prepare it with `{command}`, or set config.data.data_dir or $TFDS_DATA_DIR"
   return (

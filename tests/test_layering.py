@@ -64,10 +64,9 @@ def length(function):
   return function.end_lineno - function.lineno
 
 
-def test_files_and_functions_stay_small():
+def test_functions_stay_small():
   for path in PACKAGE.rglob("*.py"):
     text = path.read_text()
-    assert len(text.splitlines()) <= 300, path
     for node in ast.walk(ast.parse(text)):
       if isinstance(node, ast.FunctionDef):
         inner = [n for n in node.body if isinstance(n, ast.FunctionDef)]  # counted by themselves

@@ -45,9 +45,9 @@ import urllib3
 
 from convmixer_jax import tfrecord
 from convmixer_jax.errors import UserError
-from convmixer_jax.source import IMAGE_SUFFIXES
+from convmixer_jax.source import IMAGE_SUFFIXES, directories, images
 
-_TIMEOUT = (5, 10)  # seconds for a connection, and between two parts of an answer
+_TIMEOUT = (4, 8)  # seconds for a connection, and between two parts of an answer
 
 Examples = Iterator[tuple[int | str, dict[str, Any]]]  # the key sets the place in the shuffled file
 
@@ -180,12 +180,12 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
 
   def _split_generators(self, dl_manager: Any) -> dict[str, Examples]:
     layout = f"folder reads --manual_dir/SPLIT/CLASS/NAME with NAME in {', '.join(IMAGE_SUFFIXES)}"
-    splits = _directories(self._root) if self._root and self._root.is_dir() else []
+    splits = directories(self._root) if self._root and self._root.is_dir() else []
     if not splits:
       raise UserError(f"--manual_dir={self._root} has no directories; {layout}")
-    classes = [directory.name for directory in _directories(splits[0])]
+    classes = [directory.name for directory in directories(splits[0])]
     for split in splits:
-      here = [directory.name for directory in _directories(split)]
+      here = [directory.name for directory in directories(split)]
       if not re.fullmatch(r"[A-Za-z]\w*", split.name) or split.name.lower() == "all":
         raise UserError(f'{split}: rename it to letters, digits and _, and not to "all"')
       if not here:
@@ -193,29 +193,20 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
       if differing := ", ".join(sorted(set(classes) ^ set(here))[:5]):
         raise UserError(f"Only one of {splits[0]} and {split} has {differing}: all need the same")
       for name in here:
-        if not _images(split / name):
+        if not images(split / name):
           raise UserError(f"{split / name} has no images: add some or remove it; {layout}")
     self.info.features["label"].names = classes
     return {split.name: self._generate_examples(split, classes) for split in splits}
 
   def _generate_examples(self, split: pathlib.Path, classes: Sequence[str]) -> Examples:
     for label in classes:
-      for path in _images(split / label):
+      for path in images(split / label):
         try:
           PIL.Image.open(path).close()
         except OSError as error:
           raise UserError(f"{path} is not readable as an image: mend or remove it") from error
         name = path.relative_to(split).as_posix()
         yield name, {"image": path, "label": label, "file_name": name}
-
-
-def _directories(parent: pathlib.Path) -> list[pathlib.Path]:
-  # Hidden ones are not the user's: .git, .ipynb_checkpoints.
-  return sorted(d for d in parent.iterdir() if d.is_dir() and not d.name.startswith("."))
-
-
-def _images(directory: pathlib.Path) -> list[pathlib.Path]:
-  return sorted(f for f in directory.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def prepare(
@@ -259,7 +250,7 @@ def prepare(
     known = "cifar10, cifar100, imagenet2012, folder, or another from tensorflow.org/datasets"
     raise UserError(f'"{dataset}" is not a dataset: use {known}') from error
   except requests.RequestException as error:
-    url = error.request.url if error.request else "its archives"
+    url = str(error.request.url) if error.request else "its archive"
     raise UserError(
       f"{dataset} could not be prepared: {url} cannot be reached, {_reason(error)}. Is there a "
       "network? If not, prepare it on another machine and copy its directory into --data_dir"

@@ -50,13 +50,14 @@ class Preprocess:
     size = self.image_size
     if isinstance(image, bytes):
       image = decode(image, channels)
-      if self.crop == "random_resized":
-        image = self._centre(image) if rng is None else self._random(image, rng)
-    if image.shape != (size, size, channels):
+    if self.crop == "random_resized":
+      return self._centre(image) if rng is None else self._random(image, rng)
+    height, width, _ = image.shape
+    if (height, width) != (size, size):
       raise UserError(
-        f"an image has {image.shape[0]}x{image.shape[1]} pixels and {image.shape[2]} channels, but "
-        f"config.data.image_size is {size} and the dataset has {channels} channels: set "
-        'config.data.image_size, or config.data.crop="random_resized" for images of many sizes'
+        f"an image has {height}x{width} pixels, but config.data.image_size is {size}: to crop and "
+        "resize images of any size set --config.data.crop=random_resized --config.data.cache=none"
+        + (f", or if all have this size --config.data.image_size={height}" * (height == width))
       )
     return image
 

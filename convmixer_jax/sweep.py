@@ -127,9 +127,8 @@ def sweep(config_file: pathlib.Path, workdir: pathlib.Path, over: Sequence[str])
     if run.returncode:
       failed.append(name)
       continue
-    one = config.copy_and_resolve_references()
-    one.update_from_flattened_dict(overrides)
-    rows.append((overrides, result(one, workdir / name)))
+    resolved = config_lib.read_json(workdir / name / "config.json")
+    rows.append((overrides, result(resolved, workdir / name)))
     lines = [json.dumps({**overrides, **values}) + "\n" for overrides, values in rows]
     (workdir / "sweep.jsonl").write_text("".join(lines))
   if failed:

@@ -174,7 +174,7 @@ def _added_by_byte() -> np.ndarray:
   """What each value of each byte of a lane adds to its register, uint32 [_LANE, 256]."""
   table = np.arange(256, dtype=np.uint32)
   for _ in range(8):
-    table = table >> 1 ^ (table & 1) * np.uint32(0x82F63B78)
+    table = np.where(table & 1, table >> 1 ^ np.uint32(0x82F63B78), table >> 1)
   rows = [table]
   while len(rows) < _LANE:
     rows.append(table[rows[-1] & 255] ^ rows[-1] >> 8)

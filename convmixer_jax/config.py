@@ -38,7 +38,7 @@ def base() -> config_dict.ConfigDict:
       depth=required(int),
       kernel_size=required(int),
       patch_size=required(int),
-      num_classes=required(int),
+      num_classes=optional(int),  # None: as many as the data have
       activation="gelu",  # "gelu" (exact), "gelu_tanh" or "relu"
       dropout=0.0,  # share of the pooled features that are dropped before the head
       initializer="torch",  # PyTorch's, or "glorot": Keras's and Flux's
@@ -135,7 +135,7 @@ def _images() -> dict[str, dict[str, Any]]:
 
 _OPTIONAL = """
   init_from data.data_dir data.test_split data.group_size augment.policy model.depthwise
-  optimizer.clip_norm optimizer.ema_decay run.max_steps
+  model.num_classes optimizer.clip_norm optimizer.ema_decay run.max_steps
 """
 _CHOICES = {
   "data.crop": ("none", "random_resized"),
@@ -362,17 +362,23 @@ def validate(config: config_dict.ConfigDict) -> None:
   if image % patch:
     raise UserError(
       f"config.model.patch_size is {patch}, which does not divide config.data.image_size={image}: "
-      f"set one of them, such as config.data.image_size={image // patch * patch or patch}"
+      f"set one of them, such as --config.model.patch_size={math.gcd(image, patch)}"
     )
   if len(config.augment.mean) != len(config.augment.std):
     raise UserError(
       f"config.augment.mean={config.augment.mean} and config.augment.std={config.augment.std} "
       "have to have one value for each channel"
     )
+  warmup, epochs = config.schedule.warmup_epochs, config.run.epochs
+  if config.schedule.name == "cosine" and warmup >= epochs:
+    raise UserError(
+      f"config.schedule.warmup_epochs is {warmup}, which leaves nothing of config.run.epochs="
+      f"{epochs}: set such as --config.schedule.warmup_epochs={epochs // 2}"
+    )
   if config.optimizer.freeze_backbone and config.init_from is None:
     raise UserError(
       "config.optimizer.freeze_backbone is True, but config.init_from is not set: a frozen backbone"
-      " has to come from somewhere"
+      " has to come from somewhere, set --config.init_from=WEIGHTS"
     )
   _check_groups(config)
   if config.augment.policy is not None:
@@ -382,24 +388,39 @@ def validate(config: config_dict.ConfigDict) -> None:
     policy.parse(config.augment.policy)
 
 
+def batch_unit(config: config_dict.ConfigDict) -> int:
+  """What a batch is a multiple of: equal parts of whole groups, which are even where they mix."""
+  mixes = config.augment.mixup_alpha or config.augment.cutmix_alpha
+  group = config.data.group_size or (2 if mixes else 1)
+  return config.optimizer.accumulate_steps * group
+
+
 def _check_groups(config: config_dict.ConfigDict) -> None:
   """Parts of the batch, and groups of these, have to be whole; partners for Mixup come in pairs."""
   batch, parts = config.data.batch_size, config.optimizer.accumulate_steps
+  group, unit = config.data.group_size, batch_unit(config)
+  such_as = (
+    f"set a multiple of {unit}, such as --config.data.batch_size={max(batch // unit, 1) * unit}"
+  )
+  if (config.augment.mixup_alpha or config.augment.cutmix_alpha) and group and group % 2:
+    raise UserError(
+      f"config.augment.mixup_alpha and cutmix_alpha mix pairs of images, but a group has {group}: "
+      f"set an even one, such as --config.data.group_size={group + 1}"
+    )
   if batch % parts:
     raise UserError(
       f"config.optimizer.accumulate_steps is {parts}, which does not divide "
-      f"config.data.batch_size={batch}"
+      f"config.data.batch_size={batch}: {such_as}"
     )
-  group = config.data.group_size or batch // parts
-  if batch // parts % group:
+  if group and batch // parts % group:
     raise UserError(
       f"config.data.group_size is {group}, which does not divide the {batch // parts} images of "
-      f"config.data.batch_size={batch} / config.optimizer.accumulate_steps={parts}"
+      f"config.data.batch_size={batch} / config.optimizer.accumulate_steps={parts}: {such_as}"
     )
-  if group % 2 and (config.augment.mixup_alpha or config.augment.cutmix_alpha):
+  if batch % unit:
     raise UserError(
-      f"config.augment.mixup_alpha and cutmix_alpha mix pairs of images, but a group has {group}: "
-      "set an even config.data.group_size, or an even config.data.batch_size"
+      f"config.augment.mixup_alpha and cutmix_alpha mix pairs of images, but a group has "
+      f"{batch // parts}: {such_as}"
     )
 
 

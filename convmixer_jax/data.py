@@ -129,7 +129,7 @@ class Batches:
     """A batch of these examples without a mask; what is damaged is added to `damaged`."""
     if self.index_only:
       return {"index": indices.astype(np.int32)}
-    if isinstance(self.source, ArraySource):
+    if isinstance(self.source, ArraySource) and self.preprocess.crop == "none":
       return {"image": self.source.images[indices], "label": self.source.labels[indices]}
     generators = (self._rng(number, row) for row in rows)
     images, labels = read(self.source, self.preprocess, indices, generators, damaged)

@@ -166,6 +166,7 @@ def evaluate_checkpoint(
     UserError: if a setting is wrong, or there is no such checkpoint.
   """
   config_lib.validate(config)
+  config = inputs.resolve(config)
   evaluator = Evaluator(config, mesh_lib.make_mesh(), config.data.eval_split)
   values, step = evaluator.of_checkpoint(workdir, step)
   return {"step": step, "split": "eval", **values}
@@ -178,6 +179,7 @@ def evaluate_weights(config: config_dict.ConfigDict) -> dict[str, float | str]:
     UserError: if a setting is wrong, or the weights do not fit it.
   """
   config_lib.validate(config)
+  config = inputs.resolve(config)
   weights = initial.read(config, with_head=True)  # first: data may take longer
   mesh = mesh_lib.make_mesh()
   evaluator = Evaluator(config, mesh, config.data.eval_split)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import pathlib
 
 import jax
@@ -9,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from convmixer_jax import class_names, data
+from convmixer_jax import config as config_lib
 from convmixer_jax import mesh as mesh_lib
 from convmixer_jax.augment import Augmentation, policy
 from convmixer_jax.damage import Damage
@@ -18,6 +20,32 @@ from convmixer_jax.source import open_source
 from convmixer_jax.trained import Preprocessing
 
 _log = logging.getLogger(__name__)
+
+# By the number of channels: ImageNet's, and what its grey images have.
+_NORMALISATION = {
+  1: "'--config.augment.mean=(0.449,)' '--config.augment.std=(0.226,)'",
+  3: "--config.augment.mean=0.485,0.456,0.406 --config.augment.std=0.229,0.224,0.225",
+}
+
+
+def resolve(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+  """The config with what it leaves to the data: `model.num_classes`, where that is None.
+
+  Raises:
+    UserError: if the data are missing.
+  """
+  if config.model.num_classes is not None:
+    return config
+  c = config.data
+  names = open_source(c.dataset, c.eval_split, c.data_dir).class_names
+  if len(names) == 1:
+    raise UserError(
+      f"{c.dataset} has images of one class, {names[0]}: classification takes two or more. "
+      f"config.data.data_dir={c.data_dir} has to have a directory for each class"
+    )
+  resolved = config.copy_and_resolve_references()
+  resolved.model.num_classes = len(names)
+  return resolved
 
 
 def open_split(
@@ -44,7 +72,8 @@ def open_split(
   if source.channels != len(config.augment.mean):
     raise UserError(
       f"config.augment.mean={config.augment.mean} and config.augment.std={config.augment.std} are "
-      f"of {len(config.augment.mean)} channels, but {c.dataset} has {source.channels}"
+      f"of {len(config.augment.mean)} channels, but {c.dataset} has {source.channels}: set "
+      f"{_NORMALISATION[source.channels]}"
     )
   batches = data.Batches(
     source,
@@ -64,9 +93,11 @@ def open_split(
     jax.process_count(),
     damage=Damage(config.run.max_damaged),
   )
-  _check_sizes(batches, mesh, "batch_size" if train else "eval_batch_size")
   if train:
+    _check_sizes(batches, mesh, "batch_size", config_lib.batch_unit(config))
     _check_rest(config, len(source) % c.batch_size)
+  else:
+    _check_sizes(batches, mesh, "eval_batch_size", 1)
   damaged: dict[int, str] = {}
   # An error before all the others decode.
   data.read(source, batches.preprocess, [0], [None], damaged)
@@ -128,32 +159,38 @@ def _crop_on_host(config: config_dict.ConfigDict) -> str:
 
 
 def _check_rest(config: config_dict.ConfigDict, rest: int) -> None:
-  unit = config.optimizer.accumulate_steps * (config.data.group_size or 1)
+  unit = config_lib.batch_unit(config)
   if rest % unit and not config.data.drop_remainder:
     raise UserError(
-      f"config.data.batch_size is {config.data.batch_size}, which leaves a last batch of {rest} "
-      f"that is no multiple of config.data.group_size * config.optimizer.accumulate_steps = {unit}:"
-      " set config.data.drop_remainder=True"
+      f"config.data.batch_size is {config.data.batch_size}, which leaves a last batch of {rest}; "
+      f"accumulate_steps, group_size and the pairs of Mixup take a multiple of {unit}: set "
+      "--config.data.drop_remainder=True"
     )
 
 
-def _check_sizes(batches: data.Batches, mesh: Mesh, key: str) -> None:
+def _check_sizes(batches: data.Batches, mesh: Mesh, key: str, unit: int) -> None:
+  """Batches of whole units, on each device as many images, and in training not too large."""
   size, devices, examples = batches.batch_size, mesh.size, len(batches.source)
+  step = math.lcm(devices, unit)
   if size % devices:
     raise UserError(
-      f"config.data.{key} is {size}, which {devices} devices cannot share: set it to a multiple "
-      f"of {devices}"
+      f"config.data.{key} is {size}, which {devices} devices cannot share: set a multiple of {step}"
+      f", such as --config.data.{key}={max(size // step, 1) * step}"
     )
   if not batches.train:
     return
   if size > examples and batches.drop_remainder:
     raise UserError(
-      f"config.data.{key} is {size}, but there are only {examples} training examples: set at most "
-      f"{examples // devices * devices}"
+      f"config.data.{key} is {size}, but there are only {examples} training examples: "
+      + (
+        f"set at most --config.data.{key}={examples // step * step}"
+        if examples >= step
+        else f"{devices} devices and the other settings of batches take at least {step}"
+      )
     )
   rest = examples % size
   if rest % devices and not batches.drop_remainder:
     raise UserError(
       f"config.data.{key} is {size}, which leaves a last batch of {rest} that {devices} devices "
-      "cannot share: set config.data.drop_remainder=True or another batch size"
+      "cannot share: set --config.data.drop_remainder=True"
     )

@@ -11,6 +11,9 @@ which image-net.org wants a registration. folder reads /photos/SPLIT/CLASS/*.jpg
 and makes a dataset called my_set. Any other name is left to the builder that
 TFDS has for it, and most of those need TensorFlow.
 
+A dataset that is there as TFRecord files, as TFDS writes them by default, gets
+ArrayRecord files beside these, whatever its name.
+
 TFDS's own builders call TensorFlow to read archives and to encode images. The
 subclasses here replace these calls and inherit all else, so that versions,
 features, order, shards and records are what TFDS with TensorFlow writes, but
@@ -22,23 +25,29 @@ with a faster, less accurate transform, differ by about one grey level.
 from collections.abc import Container, Iterator, Sequence
 import contextlib
 import io
+import logging as stdlib_logging
 import os
 import pathlib
 import re
 import sys
 import textwrap
 from typing import Any
+from unittest import mock
 
 from absl import flags, logging
 import numpy as np
 import PIL.Image
+import requests
 import tensorflow_datasets as tfds
 from tensorflow_datasets.datasets.imagenet2012 import imagenet2012_dataset_builder as imagenet
 from tensorflow_datasets.image_classification import cifar
+import urllib3
 
-from convmixer_jax import command
+from convmixer_jax import command, tfrecord
 from convmixer_jax.errors import UserError
-from convmixer_jax.source import IMAGE_SUFFIXES
+from convmixer_jax.source import IMAGE_SUFFIXES, directories, images
+
+_TIMEOUT = (4, 8)  # seconds for a connection, and between two parts of an answer
 
 Examples = Iterator[tuple[int | str, dict[str, Any]]]  # the key sets the place in the shuffled file
 
@@ -55,8 +64,8 @@ class _CifarInMemory:
       path = dl_manager.download(layout.url)  # or from --manual_dir; checks size and SHA-256
     except Exception as error:
       raise UserError(
-        f"{layout.url} is missing or damaged. Bring the right file into a directory DIR by other "
-        f"means, and add --manual_dir=DIR. {textwrap.shorten(str(error), 600)}"
+        f"{layout.url} cannot be downloaded, is missing or damaged. Bring the right file into a "
+        f"directory DIR by other means, and add --manual_dir=DIR. {_reason(error)}"
       ) from error
     files = {name: file.read() for name, file in _read_tar(pathlib.Path(path), None)}
     for key, name in zip(layout.label_keys, layout.label_files, strict=True):
@@ -171,12 +180,12 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
 
   def _split_generators(self, dl_manager: Any) -> dict[str, Examples]:
     layout = f"folder reads --manual_dir/SPLIT/CLASS/NAME with NAME in {', '.join(IMAGE_SUFFIXES)}"
-    splits = _directories(self._root) if self._root and self._root.is_dir() else []
+    splits = directories(self._root) if self._root and self._root.is_dir() else []
     if not splits:
       raise UserError(f"--manual_dir={self._root} has no directories; {layout}")
-    classes = [directory.name for directory in _directories(splits[0])]
+    classes = [directory.name for directory in directories(splits[0])]
     for split in splits:
-      here = [directory.name for directory in _directories(split)]
+      here = [directory.name for directory in directories(split)]
       if not re.fullmatch(r"[A-Za-z]\w*", split.name) or split.name.lower() == "all":
         raise UserError(f'{split}: rename it to letters, digits and _, and not to "all"')
       if not here:
@@ -184,29 +193,20 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
       if differing := ", ".join(sorted(set(classes) ^ set(here))[:5]):
         raise UserError(f"Only one of {splits[0]} and {split} has {differing}: all need the same")
       for name in here:
-        if not _images(split / name):
+        if not images(split / name):
           raise UserError(f"{split / name} has no images: add some or remove it; {layout}")
     self.info.features["label"].names = classes
     return {split.name: self._generate_examples(split, classes) for split in splits}
 
   def _generate_examples(self, split: pathlib.Path, classes: Sequence[str]) -> Examples:
     for label in classes:
-      for path in _images(split / label):
+      for path in images(split / label):
         try:
           PIL.Image.open(path).close()
         except OSError as error:
           raise UserError(f"{path} is not readable as an image: mend or remove it") from error
         name = path.relative_to(split).as_posix()
         yield name, {"image": path, "label": label, "file_name": name}
-
-
-def _directories(parent: pathlib.Path) -> list[pathlib.Path]:
-  # Hidden ones are not the user's: .git, .ipynb_checkpoints.
-  return sorted(d for d in parent.iterdir() if d.is_dir() and not d.name.startswith("."))
-
-
-def _images(directory: pathlib.Path) -> list[pathlib.Path]:
-  return sorted(f for f in directory.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def prepare(
@@ -231,14 +231,30 @@ def prepare(
     # What TFDS prints, `main` says in one line; the progress bars are on stderr.
     with contextlib.redirect_stdout(io.StringIO()):
       builder = _builder(dataset, source, data_dir, name)
-      done = builder.data_path.exists()
-      config = tfds.download.DownloadConfig(manual_dir=source)
-      builder.download_and_prepare(file_format="array_record", download_config=config)
+      state = "was prepared already" if builder.data_path.exists() else "is prepared"
+      if state == "is prepared":
+        config = tfds.download.DownloadConfig(manual_dir=source)
+        with _impatient():
+          builder.download_and_prepare(file_format="array_record", download_config=config)
+      elif builder.info.file_format == tfds.core.FileFormat.TFRECORD:
+        if tfrecord.convert(builder):
+          state = "is converted from TFRecord"
+      elif tfds.core.FileFormat.ARRAY_RECORD not in builder.info.available_file_formats():
+        raise UserError(
+          f"{builder.data_dir} is there, but not as ArrayRecord: move it, or choose another "
+          "--data_dir"
+        )
   except UserError:
     raise
   except tfds.core.DatasetNotFoundError as error:
     known = "cifar10, cifar100, imagenet2012, folder, or another from tensorflow.org/datasets"
     raise UserError(f'"{dataset}" is not a dataset: use {known}') from error
+  except requests.RequestException as error:
+    url = str(error.request.url) if error.request else "its archive"
+    raise UserError(
+      f"{dataset} could not be prepared: {url} cannot be reached, {_reason(error)}. Is there a "
+      "network? If not, prepare it on another machine and copy its directory into --data_dir"
+    ) from error
   except Exception as error:  # the builders of TFDS raise anything
     if "No module named 'tensorflow'" not in str(error):
       message = f"{type(error).__name__}: {textwrap.shorten(str(error), 400)}"
@@ -251,13 +267,31 @@ def prepare(
       "tensorflow-datasets array_record importlib_resources && tf/bin/tfds build "
       f"{dataset} --file_format=array_record{options}`"
     ) from error
-  if tfds.core.FileFormat.ARRAY_RECORD not in builder.info.available_file_formats():
-    raise UserError(
-      f"{builder.data_dir} is there, but not as ArrayRecord: move it, or choose another --data_dir"
-    )
   splits = ", ".join(f"{s.name} {s.num_examples:,}" for s in builder.info.splits.values())
-  state = "was prepared already" if done else "is prepared"
   return f"{builder.info.full_name} {state} in {builder.data_dir}: {splits} examples"
+
+
+@contextlib.contextmanager
+def _impatient() -> Iterator[None]:
+  """Downloads try twice, and wait for seconds: TFDS tries eleven times and waits for ever."""
+  send = requests.adapters.HTTPAdapter.send
+
+  def impatient(self: Any, request: Any, **options: Any) -> Any:
+    self.max_retries = urllib3.Retry(1, read=0, redirect=0)
+    return send(self, request, **(options | {"timeout": _TIMEOUT}))
+
+  with mock.patch.object(requests.adapters.HTTPAdapter, "send", impatient):
+    yield
+
+
+def _reason(error: Exception) -> str:
+  """In one line what went wrong; of nested errors of a connection the innermost."""
+  while isinstance(error, requests.RequestException | urllib3.exceptions.MaxRetryError):
+    inner = getattr(error, "reason", None) or (error.args[0] if error.args else None)
+    if not isinstance(inner, Exception):
+      break
+    error = inner
+  return textwrap.shorten(str(error), 600)
 
 
 def _builder(
@@ -282,6 +316,9 @@ def _builder(
 def main(argv: Sequence[str]) -> None:
   """Prepares the dataset that the command line names; a mistake ends it with one line, status 1."""
   logging.set_verbosity(logging.WARNING)
+  stdlib_logging.getLogger("urllib3").setLevel(stdlib_logging.ERROR)  # it warns of each attempt
+  if not sys.stderr.isatty():
+    tfds.disable_progress_bar()
   options = flags.FLAGS
   try:
     if len(argv) != 2:

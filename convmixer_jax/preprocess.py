@@ -50,13 +50,14 @@ class Preprocess:
     size = self.image_size
     if isinstance(image, bytes):
       image = decode(image, channels)
-      if self.crop == "random_resized":
-        image = self._centre(image) if rng is None else self._random(image, rng)
-    if image.shape != (size, size, channels):
+    if self.crop == "random_resized":
+      return self._centre(image) if rng is None else self._random(image, rng)
+    height, width, _ = image.shape
+    if (height, width) != (size, size):
       raise UserError(
-        f"an image has {image.shape[0]}x{image.shape[1]} pixels and {image.shape[2]} channels, but "
-        f"config.data.image_size is {size} and the dataset has {channels} channels: set "
-        'config.data.image_size, or config.data.crop="random_resized" for images of many sizes'
+        f"an image has {height}x{width} pixels, but config.data.image_size is {size}: to crop and "
+        "resize images of any size set --config.data.crop=random_resized --config.data.cache=none"
+        + (f", or if all have this size --config.data.image_size={height}" * (height == width))
       )
     return image
 
@@ -99,10 +100,12 @@ class Preprocess:
 def decode(image: bytes, channels: int) -> np.ndarray:
   """Decodes a file of an image to uint8 [h, w, channels], as Pillow's `convert` does.
 
-  Colour profiles and orientation tags are not applied.
+  Of levels of 16 bits the higher 8 are kept, grey ones too, which `convert` would clip to white.
+  Transparency is dropped: the colours below it show. Colour profiles and orientation tags are not
+  applied.
 
   Raises:
-    DamagedError: if it is damaged or no image.
+    DamagedError: if it is damaged, no image, or of levels without a known white.
   """
   jpeg = _jpeg()
   if jpeg and image.startswith(b"\xff\xd8"):
@@ -115,11 +118,30 @@ def decode(image: bytes, channels: int) -> np.ndarray:
     except ValueError:
       pass  # something is odd about the file; it is for Pillow to say what
   try:
-    picture = PIL.Image.open(io.BytesIO(image)).convert("L" if channels == 1 else "RGB")
-  except (OSError, SyntaxError, ValueError) as error:
+    picture = _in_8_bits(PIL.Image.open(io.BytesIO(image)))
+    picture.info.pop("transparency", None)  # else `convert` warns of a palette's
+    picture = picture.convert("L" if channels == 1 else "RGB")
+  except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
     reason = str(error).partition(" <_io")[0]  # Pillow names a buffer of ours
     raise DamagedError(f"an image of {len(image)} bytes cannot be decoded: {reason}") from None
   return np.asarray(picture).reshape(picture.height, picture.width, channels)
+
+
+def _in_8_bits(picture: PIL.Image.Image) -> PIL.Image.Image:
+  """The picture itself, or one of the higher 8 of its 16 bits, as Pillow makes of 16-bit colours.
+
+  Raises:
+    ValueError: for the modes I and F, whose levels are numbers of 32 bits.
+  """
+  # Pillow has given 16-bit files of these formats the mode I.
+  if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM")):
+    return PIL.Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+  if picture.mode in ("I", "F"):
+    raise ValueError(
+      f"its levels are 32-bit numbers (Pillow's mode {picture.mode}), and nothing says which is "
+      "white: save it with 8 or 16 bits to the channel"
+    )
+  return picture
 
 
 @functools.cache

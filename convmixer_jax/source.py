@@ -5,8 +5,10 @@ JPEG or PNG file (bytes), or uint8 pixels [h, w, c] where none was encoded.
 """
 
 from collections.abc import Iterable, Sequence
+import hashlib
 import os
 import pathlib
+import shlex
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +18,9 @@ from convmixer_jax.errors import DamagedError, UserError
 Example = tuple[bytes | np.ndarray, int]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
+# What a directory of images for evaluation may be called.
+_EVALUATED = ("validation", "val", "valid", "test")
 
 
 class Source(Protocol):
@@ -82,6 +87,7 @@ class TfdsSource:
         f"{builder.info.full_name} ({type(builder).__qualname__}) is not prepared: looked in "
         f"{builder.data_dir}. {_how_to_prepare(name, root)}"
       )
+    convertible = builder.info.file_format == tfds.core.FileFormat.TFRECORD
     features = builder.info.features
     if not {"image", "label"} <= set(features):
       raise UserError(
@@ -96,10 +102,17 @@ class TfdsSource:
         'slices of them such as "train[:90%]"'
       ) from None
     except NotImplementedError:
+      how = "convert them in place with" if convertible else "move them away and prepare it with"
       raise UserError(
         f"{builder.data_dir} holds {builder.info.file_format.value} files, which have no random "
-        f"access. {_how_to_prepare(name, root)}"
+        f"access: {how} `{_prepare_command(name, root)}`"
       ) from None
+    # `prepare` makes a file anew where there is one to convert, or else the whole dataset.
+    self._remedy = (
+      f"remove it and run `{_prepare_command(name, root)}`"
+      if convertible
+      else f"remove {builder.data_dir} and prepare the dataset again"
+    )
     self._name = f'{builder.info.full_name}, split "{split}"'
     parts = builder.info.splits[split].file_instructions
     self._files = [part.filename for part in parts]
@@ -139,36 +152,42 @@ class TfdsSource:
       except RuntimeError as error:
         raise UserError(
           f"{file} is missing, cut short or no ArrayRecord file: bring it back from a copy, or "
-          f"prepare the dataset again. {error}"
+          f"{self._remedy}. {error}"
         ) from None
 
 
 class FolderSource:
-  """A directory of images, one directory for each class: `root/split/class/name.jpg`."""
+  """A directory of images with a directory for each class: `root/SPLIT/CLASS/name.jpg`.
+
+  The split "validation" is the first of the directories validation, val, valid and test that there
+  is. If `root` holds nothing but `train`, or the classes themselves, a fifth of the images of each
+  class are "validation", and "train" has the others. The hash of an image's path decides, so that
+  each start finds the same ones; a class of two images or more has at least one in both.
+  """
 
   channels = 3
 
   def __init__(self, root: str | None, split: str):
     if root is None:
-      raise UserError('config.data.dataset is "folder": set config.data.data_dir to its directory')
-    directory = pathlib.Path(root).expanduser() / split
-    if not directory.is_dir():
       raise UserError(
-        f"{directory} is not a directory: config.data.data_dir={root} has to hold a directory "
-        f'"{split}" with one directory of images for each class'
+        'config.data.dataset is "folder", but it is not told which: set --config.data.data_dir=DIR '
+        "to a directory with one directory of images for each class"
       )
-    self.class_names = sorted(
-      entry.name for entry in directory.iterdir() if entry.is_dir() and entry.name[0] != "."
-    )
-    self._files = [
-      (file, label)
-      for label, name in enumerate(self.class_names)
-      for file in sorted((directory / name).rglob("*"))
-      if file.suffix.lower() in IMAGE_SUFFIXES
-    ]
+    directory, is_shared = _find_split(pathlib.Path(root).expanduser(), split)
+    of_class = {entry.name: images(entry) for entry in directories(directory)}
+    if is_shared:
+      of_class = {
+        name: [file for file in files if (file in held_out) == (split != "train")]
+        for name, files in of_class.items()
+        if files
+        for held_out in [_hold_out(directory, files)]
+      }
+    self.class_names = list(of_class)
+    self._files = [(file, label) for label, files in enumerate(of_class.values()) for file in files]
     if not self._files:
       raise UserError(
         f"{directory} has no {', '.join(IMAGE_SUFFIXES)} files in directories of classes"
+        + (f' for the split "{split}"' if is_shared else "")
       )
 
   def __len__(self) -> int:
@@ -184,6 +203,53 @@ class FolderSource:
   def describe(self, index: int) -> str:
     """As in `Source`: the file."""
     return str(self._files[index][0])
+
+
+def directories(parent: pathlib.Path) -> list[pathlib.Path]:
+  """The directories in one, sorted, without hidden ones such as .git."""
+  return sorted(d for d in parent.iterdir() if d.is_dir() and not d.name.startswith("."))
+
+
+def images(directory: pathlib.Path) -> list[pathlib.Path]:
+  """The files of images at any depth, sorted, without hidden ones and those in hidden places."""
+  return sorted(
+    file
+    for file in directory.rglob("*")
+    if file.suffix.lower() in IMAGE_SUFFIXES
+    and not any(part.startswith(".") for part in file.relative_to(directory).parts)
+  )
+
+
+def _find_split(root: pathlib.Path, split: str) -> tuple[pathlib.Path, bool]:
+  """The directory of the classes, and whether "train" and "validation" share its images."""
+  if not root.is_dir():
+    raise UserError(f"config.data.data_dir={root} is not a directory")
+  names = [entry.name for entry in directories(root)]
+  evaluated = [name for name in _EVALUATED if name in names]
+  if split in ("train", "validation"):
+    if names == ["train"]:
+      return root / "train", True
+    if "train" not in names and not evaluated:
+      return root, True
+    if split == "validation" and evaluated:
+      return root / evaluated[0], False
+  if split in names:
+    return root / split, False
+  raise UserError(
+    f'a split of config.data is "{split}", but {root} has no directory of that name; it has '
+    f"{', '.join(names[:9])}. Name one of these that has a directory for each class, or set "
+    "--config.data.train_split=train --config.data.eval_split=validation: the latter is also "
+    "called val, valid or test, or is a fifth of the images where there is only train, or classes"
+  )
+
+
+def _hold_out(directory: pathlib.Path, files: Sequence[pathlib.Path]) -> set[pathlib.Path]:
+  """A fifth of the images of a class, at least one if there are two."""
+
+  def drawn(file: pathlib.Path) -> bytes:
+    return hashlib.sha256(file.relative_to(directory).as_posix().encode()).digest()
+
+  return set(sorted(files, key=drawn)[: max(len(files) // 5, min(1, len(files) - 1))])
 
 
 def digits(split: str) -> ArraySource:
@@ -219,8 +285,12 @@ def open_source(dataset: str, split: str, data_dir: str | None = None) -> Source
   return TfdsSource(dataset, split, data_dir)
 
 
+def _prepare_command(name: str, root: pathlib.Path) -> str:
+  return shlex.join(["python", "-m", "convmixer_jax.prepare", name, f"--data_dir={root}"])
+
+
 def _how_to_prepare(name: str, root: pathlib.Path) -> str:
-  command = f"python -m convmixer_jax.prepare {name} --data_dir={root}"
+  command = _prepare_command(name, root)
   if name != "imagenet2012":
     return f"Prepare it with `{command}`, or set config.data.data_dir or $TFDS_DATA_DIR"
   return (

@@ -125,7 +125,8 @@ def sweep(config_file: pathlib.Path, workdir: pathlib.Path, over: Sequence[str])
     if run.returncode:
       failed.append(name)
       continue
-    rows.append((overrides, result(_overridden(config, overrides), workdir / name)))
+    resolved = config_lib.read_json(workdir / name / "config.json")
+    rows.append((overrides, result(resolved, workdir / name)))
     lines = [json.dumps({**overrides, **values}) + "\n" for overrides, values in rows]
     (workdir / "sweep.jsonl").write_text("".join(lines))
   if failed:

@@ -123,9 +123,11 @@ class Experiment:
     )
     classes = [list(b.source.class_names) for b in (self.batches, self.evaluator.batches)]
     if classes[0] != classes[1]:
+      only = [sorted(set(a) - set(b)) for a, b in (classes, classes[::-1])]
       raise UserError(
-        f"the classes of config.data.train_split, {classes[0]}, are not those of "
-        f"config.data.eval_split, {classes[1]}"
+        f"the classes of config.data.train_split and config.data.eval_split differ: {only[0]} are "
+        f"only in {config.data.train_split}, {only[1]} only in {config.data.eval_split}. Both need "
+        "the same; in a folder, an empty directory will do"
       )
     self.steps_per_epoch = len(self.batches)
     self.optimizer, self.train_step, self.fresh_state = make_step(
@@ -161,6 +163,7 @@ def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> int | None:
       cannot be written to, no checkpoint can be read, or the loss is not finite.
   """
   config_lib.validate(config)
+  config = inputs.resolve(config)
   run = config.run
   stall_seconds = run.stall_seconds if jax.process_count() > 1 else None
   with contextlib.ExitStack() as stack:

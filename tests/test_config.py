@@ -54,6 +54,14 @@ def test_a_wrong_setting_is_named(config, key, value, message):
     validate(config)
 
 
+def test_a_warm_up_is_shorter_than_the_run(config):
+  config.schedule.update(name="cosine", warmup_epochs=20)
+  with pytest.raises(UserError, match=r"nothing of .*=20: .*--config.schedule.warmup_epochs=10"):
+    validate(config)
+  config.schedule.warmup_epochs = 10
+  validate(config)
+
+
 def test_groups_are_of_the_parts_of_a_batch_and_even_where_pairs_are_mixed(config):
   config.data.group_size, config.optimizer.accumulate_steps = 8, 4
   validate(config)

@@ -4,8 +4,10 @@ import re
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
+from convmixer_jax import class_names, evaluate, train
 from convmixer_jax import config as config_lib
 from convmixer_jax.augment import rectangle
 from convmixer_jax.sweep import parameter_count
@@ -108,6 +110,29 @@ def test_the_authors_answer():
   assert (config.model.kernel_size, config.model.patch_size) == (9, 1)
   assert (config.data.batch_size, config.data.crop_scale) == (128, (0.75, 1.0))
   assert config.optimizer.weight_decay == 2e-5
+
+
+@pytest.mark.parametrize("layout", ["", "train/"])
+def test_folder_starts_with_nothing_but_a_directory(tmp_path, layout):
+  """Of few dozen photos of many sizes; a small model, for the time that compilation takes."""
+  random, root = np.random.RandomState(0), tmp_path / "photos"
+  for i in range(24):
+    path = root / layout / "abc"[i % 3] / f"{i}.jpg"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = random.randint(0, 256, (40 + 3 * i, 200 - i, 3)).astype(np.uint8)
+    PIL.Image.fromarray(pixels).save(path)
+  config = config_lib.read(ROOT / "configs" / "folder.py")
+  config.data.data_dir = str(root)
+  config.model.update(dim=8, depth=1)
+  config.run.max_steps = 2
+  train.train(config, tmp_path / "run")
+  train.train(config, tmp_path / "run")  # finished already, and the same run
+  saved = config_lib.read_json(tmp_path / "run" / "config.json")
+  assert saved.model.num_classes == 3
+  found = evaluate.evaluate_checkpoint(saved, tmp_path / "run")
+  assert found == evaluate.evaluate_checkpoint(config, tmp_path / "run")
+  assert (found["step"], found["num_examples"]) == (2, 3)
+  assert class_names.of_run(saved) == ["a", "b", "c"]
 
 
 def test_every_setting_is_read():

@@ -11,9 +11,11 @@ import pathlib
 import re
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import PIL.Image
@@ -113,6 +115,50 @@ def test_downloads_and_refuses_a_damaged_download(source, tmp_path, monkeypatch)
     server.shutdown()
   assert "is prepared" in done and "train 20, test 5 examples" in done
   assert len(tfds.builder("cifar10", data_dir=tmp_path / "data").as_data_source("train")) == 20
+
+
+@pytest.fixture(params=["closed", "silent"])
+def dead_port(request, monkeypatch):
+  """A port of this machine that refuses connections, or takes them and never answers."""
+  with socket.socket() as server:
+    server.bind(("127.0.0.1", 0))
+    if request.param == "silent":
+      server.listen()
+      monkeypatch.setattr(prepare, "_TIMEOUT", (5, 0.5))
+    yield server.getsockname()[1]
+
+
+def test_the_longest_wait_for_a_network_is_short():
+  connect, read = prepare._TIMEOUT
+  assert 2 * connect + read <= 20
+
+
+@pytest.mark.filterwarnings("ignore:unclosed")  # requests leaves the connection to the collector
+def test_no_network_for_cifar10(dead_port, tmp_path, monkeypatch, caplog):
+  url = f"http://127.0.0.1:{dead_port}/cifar-10-binary.tar.gz"
+  layout = prepare.Cifar10(data_dir=tmp_path)._cifar_info
+  monkeypatch.setattr(prepare.Cifar10, "url_infos", {url: prepare.Cifar10.url_infos[layout.url]})
+  monkeypatch.setattr(prepare.Cifar10, "_cifar_info", layout._replace(url=url))
+  start = time.monotonic()
+  with pytest.raises(UserError, match=rf"^{url} cannot be downloaded.* --manual_dir=DIR") as error:
+    prepare.prepare("cifar10", data_dir=str(tmp_path))
+  assert time.monotonic() - start < 5
+  assert re.search("Connection refused|Read timed out", str(error.value))
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed")
+def test_no_network_for_another_dataset_of_tfds(dead_port, tmp_path, monkeypatch):
+  url = f"http://127.0.0.1:{dead_port}/"
+  builder = tfds.builder_cls("mnist")
+  monkeypatch.setattr(builder, "URL", url)
+  monkeypatch.setattr(
+    builder, "url_infos", {url + key.rpartition("/")[2]: x for key, x in builder.url_infos.items()}
+  )
+  start = time.monotonic()
+  with pytest.raises(UserError, match=rf"mnist could not be prepared: {url}\S+ cannot be reached"):
+    prepare.prepare("mnist", data_dir=str(tmp_path))
+  assert time.monotonic() - start < 5
 
 
 def test_folder_command(tmp_path):
@@ -233,7 +279,7 @@ def test_dataset_of_tfds_that_needs_tensorflow(source, tmp_path, monkeypatch):
 def test_other_file_format_in_the_way(source, tmp_path):
   prepare.prepare("cifar10", data_dir=str(tmp_path), manual_dir=str(source))
   info = tmp_path / "cifar10/3.0.2/dataset_info.json"
-  info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
+  info.write_text(info.read_text().replace('"array_record"', '"riegeli"'))
   with pytest.raises(UserError, match=r"3.0.2 is there, but not as ArrayRecord"):
     prepare.prepare("cifar10", data_dir=str(tmp_path), manual_dir=str(source))
 

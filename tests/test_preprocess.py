@@ -1,13 +1,15 @@
 import io
 import logging
+import struct
 import sys
+import zlib
 
 import numpy as np
 import PIL.Image
 import pytest
 
 from convmixer_jax import preprocess as preprocess_lib
-from convmixer_jax.errors import UserError
+from convmixer_jax.errors import DamagedError, UserError
 from convmixer_jax.preprocess import Preprocess, decode
 
 
@@ -67,6 +69,95 @@ def test_decoded_pixels_are_pillows(name, channels):
   ours = decode(FILES[name], channels)
   assert ours.dtype == np.uint8
   np.testing.assert_array_equal(ours, by_pillow(FILES[name], channels))
+
+
+def png(levels, colour_type):
+  """A 16-bit PNG file of uint16 [h, w, channels]; Pillow writes grey ones alone."""
+  height, width, _ = levels.shape
+  header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+  rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
+
+  def chunk(name, content):
+    return struct.pack(">I", len(content)) + name + content + crc(name + content)
+
+  def crc(content):
+    return struct.pack(">I", zlib.crc32(content))
+
+  parts = (b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
+  return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+GREY_16 = np.arange(64).reshape(8, 8, 1) * 1040  # 0 to 65520
+TIFF_16 = PIL.Image.fromarray(GREY_16[..., 0].astype(np.uint16))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+  "file",
+  [
+    png(GREY_16, 0),
+    png(np.concatenate([GREY_16] * 3, -1), 2),
+    png(np.concatenate([GREY_16, 65535 - GREY_16], -1), 4),
+    png(np.concatenate([GREY_16] * 3 + [65535 - GREY_16], -1), 6),
+    saved(TIFF_16, "PNG"),
+    saved(TIFF_16, "TIFF"),
+    saved(PIL.Image.fromarray(GREY_16[..., 0].astype(">u2")), "TIFF"),
+    saved(TIFF_16, "PPM"),  # mode I
+  ],
+  ids=["grey", "rgb", "grey+alpha", "rgba", "pillow", "I;16", "I;16B", "I"],
+)
+def test_of_16_bits_the_higher_8_are_kept(file, channels):
+  expected = np.repeat(GREY_16 >> 8, channels, -1)
+  np.testing.assert_array_equal(decode(file, channels), expected)
+  np.testing.assert_array_equal(Preprocess(8)(file, channels, None), expected)
+
+
+COLOURS = PIL.Image.fromarray(photo(8, 8))
+CLEAR = COLOURS.copy()
+CLEAR.putalpha(0)
+MODES = {
+  "1": (COLOURS.convert("1"), "PNG"),
+  "L": (COLOURS.convert("L"), "PNG"),
+  "LA": (COLOURS.convert("LA"), "PNG"),
+  "P": (COLOURS.convert("P"), "PNG"),
+  "PA": (COLOURS.convert("P").convert("PA"), "TIFF"),
+  "RGB": (COLOURS, "PNG"),
+  "RGBA": (CLEAR, "PNG"),
+  "CMYK": (COLOURS.convert("CMYK"), "TIFF"),
+  "YCbCr": (COLOURS.convert("YCbCr"), "TIFF"),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_modes_of_pillow(mode):
+  image, file_format = MODES[mode]
+  file = saved(image, file_format)
+  assert PIL.Image.open(io.BytesIO(file)).mode == mode
+  for channels in (1, 3):
+    np.testing.assert_array_equal(decode(file, channels), by_pillow(file, channels))
+  if mode == "RGBA":  # what is below a transparent pixel
+    np.testing.assert_array_equal(decode(file, 3), np.asarray(COLOURS))
+
+
+def test_a_palette_may_be_transparent():
+  palette = COLOURS.convert("P")
+  file = saved(palette, "PNG", transparency=bytes(range(256)))
+  np.testing.assert_array_equal(decode(file, 3), np.asarray(palette.convert("RGB")))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_levels_without_a_known_white_are_refused(kind):
+  file = saved(PIL.Image.fromarray(np.full((8, 8), 200, kind)), "TIFF")
+  mode = {np.float32: "F", np.int32: "I"}[kind]
+  for channels in (1, 3):
+    with pytest.raises(DamagedError, match=f"mode {mode}.*which is white: save it with 8 or 16"):
+      decode(file, channels)
+
+
+def test_an_image_too_large_for_pillow_is_damaged(monkeypatch):
+  monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 31)
+  with pytest.raises(DamagedError, match=r"cannot be decoded: Image size \(64 pixels\) exceeds"):
+    decode(encoded(8, 8), 3)
 
 
 def test_a_photo_is_not_decoded_by_pillow(monkeypatch):

@@ -1,0 +1,195 @@
+"""TFRecord files of TFDS as ArrayRecord files, which have random access; needs no TensorFlow.
+
+TFDS writes the same serialised examples to both, so a shard is converted by copying its records.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent import futures
+import functools
+import json
+import os
+import pathlib
+import shutil
+import struct
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from convmixer_jax.errors import UserError
+
+_Shard = tuple[pathlib.Path, pathlib.Path, int]  # TFRecord file, ArrayRecord file, their records
+
+_LANE = 128  # bytes
+_TO_ONES = b"Td\x1fd"  # take the register of a CRC-32C from zeros to the ones that it begins with
+
+
+def records(path: pathlib.Path) -> Iterator[bytes]:
+  """The records of a TFRecord file, in their order.
+
+  Each is its length in 8 bytes, the length's checksum in 4, the record and its checksum. Source:
+  TensorFlow, `lib/io/record_writer.h`.
+
+  Raises:
+    UserError: if the file is missing, cut short, or does not agree with a checksum.
+  """
+  try:
+    with path.open("rb") as file:
+      while header := file.read(12):
+        if len(header) < 12 or header[8:] != _masked_crc(header[:8]):
+          raise UserError(_broken(path))
+        (length,) = struct.unpack("<Q", header[:8])
+        record, crc = file.read(length), file.read(4)
+        if crc != _masked_crc(record):
+          raise UserError(_broken(path))
+        yield record
+  except OSError as error:
+    raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def convert(builder: Any) -> bool:
+  """Puts ArrayRecord files beside the TFRecord files of a prepared dataset, which stay there.
+
+  Only whole files get their name, and `dataset_info.json` names the format when all are there, so
+  that a conversion that was interrupted goes on when it is repeated.
+
+  Args:
+    builder: of TFDS.
+
+  Returns:
+    Whether anything had to be converted.
+
+  Raises:
+    UserError: if a TFRecord file is missing or damaged, the directory cannot be written to, or its
+      disk is too small.
+  """
+  directory, shards = pathlib.Path(builder.data_dir), _shards(builder)
+  missing = [shard for shard in shards if not shard[1].exists()]
+  info = directory / "dataset_info.json"
+  settings = json.loads(info.read_text())
+  formats = settings.setdefault("alternativeFileFormats", [])
+  if not missing and "array_record" in formats:
+    return False
+  if absent := [source for source, _, _ in missing if not source.exists()]:
+    raise UserError(f"{absent[0]} is missing: bring it back from a copy")
+  for partial in directory.glob("*.array_record-*.partial*"):  # of a conversion that was killed
+    partial.unlink()
+  need, free = sum(source.stat().st_size for source, _, _ in missing), shutil.disk_usage(directory)
+  if need > free.free:
+    raise UserError(
+      f"{directory} needs {need / 2**30:.1f} GiB for ArrayRecord files beside its TFRecord files, "
+      f"but {free.free / 2**30:.1f} GiB are free: make space, or move the dataset to a larger disk"
+    )
+  try:
+    _convert_shards(missing)
+    partial = info.with_suffix(f".partial{os.getpid()}")
+    settings["alternativeFileFormats"] = sorted({*formats, "array_record"})
+    partial.write_text(json.dumps(settings, indent=2))
+    partial.replace(info)
+  except OSError as error:
+    raise UserError(f"{error.filename or directory} cannot be written: {error.strerror}") from None
+  return True
+
+
+def _shards(builder: Any) -> list[_Shard]:
+  found = []
+  for split in builder.info.splits.values():
+    template = split.filename_template
+    for index, length in enumerate(split.shard_lengths):
+      source, target = (
+        template.replace(filetype_suffix=suffix).sharded_filepath(
+          shard_index=index, num_shards=len(split.shard_lengths)
+        )
+        for suffix in ("tfrecord", "array_record")
+      )
+      found.append((pathlib.Path(source), pathlib.Path(target), length))
+  return found
+
+
+def _convert_shards(shards: Sequence[_Shard]) -> None:
+  with futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy and ArrayRecord release the lock
+    tasks = [pool.submit(_convert_shard, *shard) for shard in shards]
+    bar = tqdm.tqdm(total=len(tasks), desc="to ArrayRecord", unit=" files", disable=None)
+    try:
+      for task in futures.as_completed(tasks):
+        task.result()
+        bar.update()
+    except BaseException:
+      pool.shutdown(wait=False, cancel_futures=True)
+      raise
+    finally:
+      bar.close()
+
+
+def _convert_shard(source: pathlib.Path, target: pathlib.Path, length: int) -> None:
+  # ArrayRecord is imported here, for it takes long.
+  from array_record.python import array_record_module
+
+  partial = target.with_name(f"{target.name}.partial{os.getpid()}")
+  count = 0
+  try:
+    writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")  # as TFDS does
+    for record in records(source):
+      writer.write(record)
+      count += 1
+    writer.close()
+    if count != length:
+      raise UserError(f"{source} has {count} records, but dataset_info.json counts {length}")
+    partial.replace(target)
+  finally:
+    partial.unlink(missing_ok=True)
+
+
+def _broken(path: pathlib.Path) -> str:
+  return f"{path} is cut short or damaged: bring it back from a copy"
+
+
+def _masked_crc(content: bytes) -> bytes:
+  crc = crc32c(content)
+  return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+def crc32c(content: bytes) -> int:
+  """The CRC-32C (Castagnoli) of some bytes, in NumPy: that of Python's libraries is another one.
+
+  The register after a byte is a linear function of the one before and of the byte. So what each
+  byte of a lane adds to its register is looked up, for all lanes together, and the registers of
+  neighbours are joined, until there is one.
+  """
+  content = _TO_ONES + content
+  count = 1 << ((len(content) - 1) // _LANE).bit_length()  # a power of two
+  byte_lj = np.zeros(count * _LANE, np.intp)
+  byte_lj[len(byte_lj) - len(content) :] = np.frombuffer(content, np.uint8)  # 0 before it adds 0
+  place_lj = byte_lj.reshape(count, _LANE) + np.arange(0, 256 * _LANE, 256)
+  crc_l = np.bitwise_xor.reduce(_added_by_byte().ravel()[place_lj], axis=1)
+  zeros = _LANE
+  while len(crc_l) > 1:
+    crc_l = _look_up(_added_after(zeros), crc_l[::2]) ^ crc_l[1::2]
+    zeros *= 2
+  return int(crc_l[0]) ^ 0xFFFFFFFF
+
+
+@functools.cache
+def _added_by_byte() -> np.ndarray:
+  """What each value of each byte of a lane adds to its register, uint32 [_LANE, 256]."""
+  table = np.arange(256, dtype=np.uint32)
+  for _ in range(8):
+    table = np.where(table & 1, table >> 1 ^ np.uint32(0x82F63B78), table >> 1)
+  rows = [table]
+  while len(rows) < _LANE:
+    rows.append(table[rows[-1] & 255] ^ rows[-1] >> 8)
+  return np.stack(rows[::-1])
+
+
+@functools.cache
+def _added_after(zeros: int) -> np.ndarray:
+  """What each byte of a register adds to the one after so many bytes of 0, uint32 [4, 256]."""
+  if zeros == _LANE:
+    return _added_by_byte()[:4]
+  half = _added_after(zeros // 2)
+  return _look_up(half, half)
+
+
+def _look_up(tables: np.ndarray, register: np.ndarray) -> np.ndarray:
+  parts = (tables[i][register >> 8 * i & 255] for i in range(4))
+  return functools.reduce(np.bitwise_xor, parts)

@@ -1,6 +1,7 @@
 import ast
 import pathlib
 import re
+import shlex
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from convmixer_jax import class_names, evaluate, train
 from convmixer_jax import config as config_lib
 from convmixer_jax.augment import rectangle
-from convmixer_jax.sweep import parameter_count
+from convmixer_jax.sweep import combinations, parameter_count
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
@@ -133,6 +134,31 @@ def test_folder_starts_with_nothing_but_a_directory(tmp_path, layout):
   assert found == evaluate.evaluate_checkpoint(config, tmp_path / "run")
   assert (found["step"], found["num_examples"]) == (2, 3)
   assert class_names.of_run(saved) == ["a", "b", "c"]
+
+
+def test_the_commands_of_the_recipes_page_are_valid():
+  """Its configs exist, and have the settings of its sweeps and of its ablations."""
+  page = (ROOT / "docs" / "recipes.md").read_text()
+  assert {path.name for path in CONFIGS} >= set(re.findall(r"`(\w+\.py)`", page))
+  sweeps = [shlex.split(line) for line in page.splitlines() if "convmixer_jax.sweep" in line]
+  sizes = []
+  for words in sweeps:
+    (path,) = (word.removeprefix("--config=") for word in words if word.startswith("--config="))
+    over = [word.removeprefix("--over=") for word in words if word.startswith("--over=")]
+    sizes.append(len(combinations(config_lib.read(ROOT / path), over)))
+  assert sizes == [3, 4, 3]
+  rows = [line.split("|") for line in page.partition("## Ablations")[2].splitlines()]
+  ablations = [row[3].strip(" `").split() for row in rows if len(row) == 5 and "--config" in row[3]]
+  assert len(ablations) == 8
+  for flags in ablations:
+    config = config_lib.read(ROOT / "configs" / "cifar10_256_16_p1_k9.py")
+    before = config_lib.flatten(config)
+    pairs = [flag.removeprefix("--config.").split("=") for flag in flags]
+    for key, text in pairs:
+      value = text if isinstance(before[key], str) else type(before[key])(float(text))
+      assert value != before[key]
+      config.update_from_flattened_dict({key: value})
+    config_lib.validate(config)
 
 
 def test_every_setting_is_read():

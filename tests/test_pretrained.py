@@ -38,6 +38,7 @@ MODELS = {
   "relu_odd": ConvMixer(8, 3, 3, 2, 7, "relu"),
   "gelu_even": ConvMixer(12, 2, 4, 1, 7),
 }
+NEEDS = Preprocessing(32, (0.49, 0.48, 0.45), (0.2, 0.3, 0.4), 0.875, tuple("abcdefg"))
 SUFFIXES = (".pth", ".safetensors")  # in the authors' layout and in timm's
 
 
@@ -95,7 +96,8 @@ def test_written_files_are_pytorchs_bit_by_bit(tmp_path, name):
     ("timm", torch_reader.load_file(golden_file(name))),
     ("sequential", _as_sequential(torch_reader.load_file(golden_file(name)), model.depth)),
   ):
-    pretrained.save_torch(tmp_path / "a.safetensors", model, variables, layout=layout)
+    file = tmp_path / "a.safetensors"
+    pretrained.save_torch(file, model, variables, layout=layout, preprocessing=NEEDS)
     assert_same_bits(torch_reader.load_file(tmp_path / "a.safetensors"), oracle)
 
 
@@ -401,9 +403,6 @@ def test_wrong_notes_are_refused(tmp_path, metadata, message):
   safetensors.write(tmp_path / "a.safetensors", golden_arrays(), metadata)
   with pytest.raises(UserError, match=message):
     pretrained.load_torch(tmp_path / "a.safetensors")
-
-
-NEEDS = Preprocessing(32, (0.49, 0.48, 0.45), (0.2, 0.3, 0.4), 0.875, tuple("abcdefg"))
 
 
 def test_preprocessing_and_names_are_noted_in_timms_terms(tmp_path):

@@ -20,7 +20,7 @@ from convmixer_jax.errors import UserError
 
 _Shard = tuple[pathlib.Path, pathlib.Path, int]  # TFRecord file, ArrayRecord file, their records
 
-_LANE = 128  # bytes
+_LANE, _AT_ONCE = 128, 128  # bytes; lanes whose indices stay in the cache
 _TO_ONES = b"Td\x1fd"  # take the register of a CRC-32C from zeros to the ones that it begins with
 
 
@@ -88,6 +88,8 @@ def convert(builder: Any) -> bool:
     partial.replace(info)
   except OSError as error:
     raise UserError(f"{error.filename or directory} cannot be written: {error.strerror}") from None
+  except RuntimeError as error:  # ArrayRecord's
+    raise UserError(f"{directory} cannot be written: {error}") from None
   return True
 
 
@@ -158,10 +160,16 @@ def crc32c(content: bytes) -> int:
   """
   content = _TO_ONES + content
   count = 1 << ((len(content) - 1) // _LANE).bit_length()  # a power of two
-  byte_lj = np.zeros(count * _LANE, np.intp)
-  byte_lj[len(byte_lj) - len(content) :] = np.frombuffer(content, np.uint8)  # 0 before it adds 0
-  place_lj = byte_lj.reshape(count, _LANE) + np.arange(0, 256 * _LANE, 256)
-  crc_l = np.bitwise_xor.reduce(_added_by_byte().ravel()[place_lj], axis=1)
+  byte_n = np.zeros(count * _LANE, np.uint8)
+  byte_n[len(byte_n) - len(content) :] = np.frombuffer(content, np.uint8)  # a 0 before adds 0
+  byte_lj = byte_n.reshape(count, _LANE)
+  table, first_j = _added_by_byte().ravel(), np.arange(0, 256 * _LANE, 256)
+  crc_l = np.concatenate(
+    [
+      np.bitwise_xor.reduce(table[byte_lj[start : start + _AT_ONCE] + first_j], axis=1)
+      for start in range(0, count, _AT_ONCE)
+    ]
+  )
   zeros = _LANE
   while len(crc_l) > 1:
     crc_l = _look_up(_added_after(zeros), crc_l[::2]) ^ crc_l[1::2]

@@ -144,12 +144,14 @@ def test_too_small_a_disk_is_told_before_anything_is_written(as_tfrecord, monkey
   assert not list(as_tfrecord.glob("*array_record*"))
 
 
-def test_a_directory_that_cannot_be_written_to(as_tfrecord, monkeypatch):
-  def refuse(source, target, length):
-    raise PermissionError(13, "Permission denied", str(target))
+def test_a_disk_that_cannot_be_written_to(as_tfrecord, monkeypatch):
+  def refuse(path, options):
+    raise RuntimeError(f"open() failed: Permission denied; opening {path}")
 
-  monkeypatch.setattr(tfrecord, "_convert_shard", refuse)
-  with pytest.raises(UserError, match=r"array_record-\S+ cannot be written: Permission denied"):
+  monkeypatch.setattr(array_record_module, "ArrayRecordWriter", refuse)
+  with pytest.raises(
+    UserError, match=r"1.0.0 cannot be written: open\(\) failed: Permission denied"
+  ):
     prepare.prepare("ants_and_bees", data_dir=str(as_tfrecord.parents[1]))
 
 

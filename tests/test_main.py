@@ -3,6 +3,8 @@
 import json
 import os
 import pathlib
+import shlex
+import signal
 import subprocess
 import sys
 
@@ -35,7 +37,9 @@ def test_digits_from_start_to_evaluation(tmp_path):
   assert last["split"] == "eval"
   assert last["accuracy"] >= 0.98
   assert f"accuracy {last['accuracy']:.4g}" in run.stdout
-  evaluation = main("--mode=eval", f"--workdir={tmp_path}")
+  told, _, command = run.stdout.splitlines()[-1].partition("python -m convmixer_jax.main ")
+  assert f"{tmp_path}/checkpoints/" in told
+  evaluation = main(*shlex.split(command))  # as it is pasted
   assert evaluation.returncode == 0, evaluation.stderr
   found = json.loads(evaluation.stdout)
   # On eight devices, so the loss is summed in another order.
@@ -133,6 +137,35 @@ def test_settings_are_flags_as_any_other():
   command += ["--noconfig.augment.flip", "--config.model.dim", "8", "--config.model.dim=16"]
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
   assert done.stdout == "True False 16 train\n"
+
+
+@pytest.mark.slow
+def test_a_run_whose_output_nobody_reads_ends_well(tmp_path):
+  """`| head -1`, stdout and stderr."""
+  settings = " ".join([*SMALL, "--config.run.max_steps=8", "--config.run.log_every_steps=1"])
+  command = f"'{sys.executable}' -m convmixer_jax.main --workdir='{tmp_path}' {settings} 2>&1"
+  shell = f"{command} | head -1; exit ${{PIPESTATUS[0]}}"
+  done = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True)
+  assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 1)
+  assert (tmp_path / "checkpoints" / "8").is_dir()
+  assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 9
+
+
+@pytest.mark.slow
+def test_a_signal_while_xla_compiles_ends_the_run_with_one_line(tmp_path):
+  process = subprocess.Popen(
+    [sys.executable, "-m", "convmixer_jax.main", f"--workdir={tmp_path}"],
+    cwd=ROOT,
+    env={**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "0"},
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  while "compiling the training step" not in (line := process.stderr.readline()):
+    assert line, process.wait()
+  process.send_signal(signal.SIGTERM)  # a shell may have had us ignore SIGINT
+  _, rest = process.communicate(timeout=60)
+  assert process.returncode == 128 + signal.SIGTERM
+  assert rest == "stopped by SIGTERM\n"
 
 
 def test_importing_the_model_is_light():

@@ -1,13 +1,18 @@
+import errno
+import fcntl
 import json
 import os
+import shlex
 import signal
 
 import chex
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 import numpy as np
 import pytest
 
 from convmixer_jax import config as config_lib
+from convmixer_jax import lock
 from convmixer_jax.checkpoint import resume
 from convmixer_jax.errors import UserError
 from convmixer_jax.evaluate import evaluate_checkpoint
@@ -144,15 +149,100 @@ def test_the_workdir_holds_what_it_promises(config, tmp_path):
   assert evaluate_checkpoint(config, tmp_path, step=20)["step"] == 20
 
 
-def test_a_finished_run_has_nothing_left_to_do(config, tmp_path):
+def test_a_finished_run_says_so_and_what_it_says_works(config, tmp_path, capsys):
+  """Two epochs, of which the first is better or worse: the line names the best one."""
+  workdir = tmp_path / "a run"
+  train(config, workdir)
+  before = (workdir / "metrics.jsonl").read_text()
+  found = capsys.readouterr().out.splitlines()
+  best = max((x for x in lines(workdir) if x["split"] == "eval"), key=lambda x: x["accuracy"])
+  checkpoint = workdir / "checkpoints" / str(best["step"])
+  assert checkpoint.is_dir()
+  assert found[-1].startswith(f"best accuracy {best['accuracy']:.4g}, at step {best['step']}: ")
+  assert f": {checkpoint}. To evaluate it: python -m convmixer_jax.main --mode=eval" in found[-1]
+  assert shlex.split(found[-1])[-2:] == [f"--workdir={workdir}", f"--step={best['step']}"]
+  train(config, workdir)
+  assert (workdir / "metrics.jsonl").read_text() == before
+  again = capsys.readouterr().out.splitlines()
+  assert again[0].startswith(f"{workdir} is finished: 44 steps are done, and nothing is left to do")
+  assert again[1:] == found[-1:]
+
+
+@pytest.mark.parametrize(
+  ("run", "advice"),
+  [
+    ({"epochs": 1}, "--config.run.epochs=2"),
+    ({"max_steps": 4}, "--config.run.max_steps=8"),
+    ({"epochs": 1, "max_steps": 22}, "--config.run.epochs=2 --config.run.max_steps=44"),
+  ],
+)
+def test_a_finished_run_trains_longer_as_it_says(config, tmp_path, capsys, run, advice):
+  config.run.update(run)
+  for _ in range(2):
+    train(config, tmp_path)
+  done = lines(tmp_path)[-1]["step"]
+  assert capsys.readouterr().out.splitlines()[-2].endswith(f"repeat the command with {advice}")
+  for setting in advice.split():
+    key, _, value = setting.removeprefix("--config.run.").partition("=")
+    config.run[key] = int(value)
+  train(config, tmp_path)
+  assert lines(tmp_path)[-1]["step"] == 2 * done
+
+
+def test_a_workdir_that_is_in_use_is_left_alone(config, tmp_path):
   config.run.max_steps = 4
   train(config, tmp_path)
-  before = (tmp_path / "metrics.jsonl").read_text()
-  train(config, tmp_path)
-  assert (tmp_path / "metrics.jsonl").read_text() == before
+  before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+  config.run.max_steps = 8
+  with lock.one_writer(tmp_path), pytest.raises(UserError, match="is in use by"):
+    train(config, tmp_path)
+  assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_lost_its_workdir_saves_no_more(config, tmp_path, monkeypatch):
+  """As after a pause of minutes, on a file system without locks."""
+
+  def refuse(descriptor, operation):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+  def taken_over_at_step_12(writer):
+    advance(writer)
+    if len(steps := [*steps_taken, None]) == 12:
+      (tmp_path / lock.FILE).write_text('{"pid": 7, "host": "other", "since": "2020"}')
+    steps_taken[:] = steps
+
+  advance, steps_taken = Writer.advance, []
+  monkeypatch.setattr(fcntl, "lockf", refuse)
+  monkeypatch.setattr(lock, "RENEW_SECONDS", 0.1)
+  monkeypatch.setattr(Writer, "advance", taken_over_at_step_12)
+  with pytest.raises(UserError, match="was taken over by process 7 on host other"):
+    train(config, tmp_path)
+  assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["10"]
+
+
+@pytest.mark.slow
+def test_the_cache_of_compiled_programs_changes_no_bit(config, tmp_path):
+  config.run.max_steps = 6
+  before = jax.config.jax_compilation_cache_dir
+  jax.config.update("jax_compilation_cache_dir", str(tmp_path / "cache"))
+  compilation_cache.reset_cache()
+  try:
+    train(config, tmp_path / "compiled")  # and kept
+    train(config, tmp_path / "kept")
+    assert list((tmp_path / "cache").glob("jit_train_step-*"))
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    train(config, tmp_path / "without")
+  finally:
+    jax.config.update("jax_compilation_cache_dir", before)
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
+  states = [saved(config, tmp_path / name)[0] for name in ("compiled", "kept", "without")]
+  assert_identical(states[0], states[1])
+  assert_identical(states[0], states[2])
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("at", [7, 22])
 def test_a_signal_saves_and_the_run_continues_from_there(config, tmp_path, monkeypatch, signum, at):
   """At step 22 an evaluation is due, which the resumed run makes up for."""

@@ -22,7 +22,7 @@ import tempfile
 from absl import app, flags
 from absl import logging as absl_logging
 
-from benchmarks.faults import arithmetic, clock, examples, kills, peers, storage
+from benchmarks.faults import arithmetic, clock, examples, kills, peers, starts, storage
 from benchmarks.faults.runs import Bench, Outcome, finished
 
 FAULTS = {
@@ -36,6 +36,7 @@ FAULTS = {
   "nan": arithmetic.not_a_number,
   "clock": clock.backwards,
   "peer": peers.one_of_two,
+  "starts": starts.at_once,
 }
 
 

@@ -258,7 +258,7 @@ def test_grey_pictures_become_colour_where_the_dataset_is():
 
 
 def test_errors():
-  with pytest.raises(UserError, match=r"10x12 pixels .*image_size is 8.*random_resized"):
+  with pytest.raises(UserError, match=r"10x12 pixels, .*image_size is 8.*random_resized"):
     Preprocess(8)(encoded(12, 10), 3, None)
   with pytest.raises(UserError, match="of 50 bytes cannot be decoded"):
     Preprocess(8)(encoded(8, 8)[:50], 3, None)

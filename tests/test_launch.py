@@ -98,7 +98,7 @@ def test_gpu_sh_does_not_repeat_a_mistake(tmp_path, venv):
     command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
   )
   assert run.returncode == 1
-  assert run.stderr.count("--config.model.dim=wide") == 1
+  assert run.stderr.count("config.model.dim is 'wide'") == 1
 
 
 # In place of gcloud: notes each call, and answers `ssh` with the next of the given exit codes;

@@ -9,6 +9,9 @@ import subprocess
 import sys
 import threading
 
+from etils import epath
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry
 import pytest
 
 from convmixer_jax import lock
@@ -42,6 +45,17 @@ def no_locks(monkeypatch):
   monkeypatch.setattr(fcntl, "lockf", refuse)
   monkeypatch.setattr(lock, "RENEW_SECONDS", 0.1)
   monkeypatch.setattr(lock, "WATCH_SECONDS", 0.25)
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def directory(request, tmp_path, monkeypatch, no_locks):
+  """Where there are no locks; a bucket in memory."""
+  if request.param == "disk":
+    return tmp_path
+  for name in ("gs", "gcs"):
+    monkeypatch.setitem(_registry, name, MemoryFileSystem)
+  MemoryFileSystem.store.clear()
+  return epath.Path("gs://bucket/run")
 
 
 @pytest.fixture
@@ -110,32 +124,32 @@ def test_a_lock_on_a_file_that_was_deleted_meanwhile_is_none(tmp_path, monkeypat
   assert len(calls) == 2
 
 
-def test_a_lease_that_is_renewed_is_respected(tmp_path, no_locks):
-  with lock._Lease(tmp_path) as first:
+def test_a_lease_that_is_renewed_is_respected(directory):
+  with lock._Lease(directory) as first:
     with pytest.raises(UserError, match=rf"in use by process {os.getpid()} on"):
-      ask(tmp_path)
+      ask(directory)
     first.check()
-  with lock.one_writer(tmp_path) as check:
+  with lock.one_writer(directory) as check:
     check()
-  assert list(tmp_path.iterdir()) == []
+  assert not (directory / lock.FILE).exists()
 
 
-def test_a_lease_that_nobody_renews_is_taken_over(tmp_path, no_locks, caplog):
+def test_a_lease_that_nobody_renews_is_taken_over(directory, caplog):
   dead = '{"pid": 7, "host": "gone", "since": "2020", "token": "x", "renewals": 3}'
-  (tmp_path / lock.FILE).write_text(dead)
-  with caplog.at_level("INFO"), lock.one_writer(tmp_path) as check:
+  (directory / lock.FILE).write_text(dead)
+  with caplog.at_level("INFO"), lock.one_writer(directory) as check:
     check()
   assert "run.lock names process 7 on host gone since 2020; 0.25 seconds will tell" in caplog.text
 
 
-def test_who_stood_still_learns_that_the_lease_is_lost(tmp_path, no_locks):
+def test_who_stood_still_learns_that_the_lease_is_lost(directory):
   theirs = '{"pid": 7, "host": "other", "since": "2020", "token": "x", "renewals": 3}'
-  with lock.one_writer(tmp_path) as check:
+  with lock.one_writer(directory) as check:
     check()
-    (tmp_path / lock.FILE).write_text(theirs)
+    (directory / lock.FILE).write_text(theirs)
     with pytest.raises(UserError, match="was taken over by process 7 on host other"):
       check()
-  assert (tmp_path / lock.FILE).read_text() == theirs  # not deleted, not renewed
+  assert (directory / lock.FILE).read_text() == theirs  # not deleted, not renewed
 
 
 def test_of_several_that_want_a_lease_at_once_one_gets_it(tmp_path, no_locks):

@@ -1,4 +1,4 @@
-"""The activation and batch normalisation as one function with its own derivative.
+"""The activation and batch normalisation as one function with its own gradient.
 
 Between two convolutions autodiff would keep the activation, parts of its derivative and the
 normalised map. Here the backward pass keeps the pre-activation and per-channel statistics alone,
@@ -6,13 +6,14 @@ and computes the activation anew.
 """
 
 from collections.abc import Callable
-import functools
 from typing import NamedTuple
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
+
+from convmixer_jax.own_gradient import own_gradient
 
 
 def _gelu(x: jax.Array) -> jax.Array:
@@ -39,12 +40,8 @@ def _gelu_tanh_with_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   return 0.5 * x * (1 + tanh), 0.5 * (1 + tanh + x * (1 - tanh * tanh) * inner_slope)
 
 
-def _relu(x: jax.Array) -> jax.Array:
-  return jnp.maximum(x, 0)
-
-
 def _relu_with_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  return _relu(x), (x > 0).astype(x.dtype)
+  return jax.nn.relu(x), (x > 0).astype(x.dtype)
 
 
 # PyTorch's GELU is the exact one; Flux's, and the default of `jax.nn.gelu`, its approximation by
@@ -52,7 +49,7 @@ def _relu_with_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 ACTIVATIONS: dict[str, tuple[Callable, Callable]] = {
   "gelu": (_gelu, _gelu_with_slope),
   "gelu_tanh": (_gelu_tanh, _gelu_tanh_with_slope),
-  "relu": (_relu, _relu_with_slope),
+  "relu": (jax.nn.relu, _relu_with_slope),
 }
 
 
@@ -77,6 +74,7 @@ def act_norm(
   pre_bias: jax.Array | None = None,
   epsilon: float = 1e-5,
   groups: Groups | None = None,
+  with_gradient: bool = True,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """activation(x + pre_bias), normalised over all axes but the channels', as in training.
 
@@ -89,6 +87,8 @@ def act_norm(
       pass over memory of its own.
     epsilon: added to the variance.
     groups: of images that are normalised each by themselves; None for one.
+    with_gradient: whether to have its own gradient; False leaves all derivatives to JAX, which
+      forward mode needs, and which take more time.
 
   Returns:
     The normalised maps, shape and dtype of x, and the float32 [channels] mean and biased variance
@@ -99,7 +99,10 @@ def act_norm(
   """
   pre_bias = jnp.zeros_like(bias) if pre_bias is None else pre_bias
   axis = _checked_axis(x, activation, channel_axis, scale=scale, bias=bias, pre_bias=pre_bias)
-  return _act_norm(x, scale, bias, pre_bias, activation, axis, epsilon, groups)
+  function = _act_norm_with_gradient
+  if not with_gradient:  # as little is kept, and more computed anew
+    function = jax.checkpoint(_act_norm, static_argnums=(4, 5, 6, 7))
+  return function(x, scale, bias, pre_bias, activation, axis, epsilon, groups)
 
 
 def act_affine(
@@ -136,7 +139,6 @@ def _checked_axis(x: jax.Array, activation: str, channel_axis: int, **vectors: j
   return channel_axis % x.ndim
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
 def _act_norm(
   x: jax.Array,
   scale: jax.Array,
@@ -187,7 +189,7 @@ def _backward(activation, axis, epsilon, groups, residuals, grads):
   return x_grad.astype(x.dtype), *(v.sum(0) if groups else v for v in vectors)
 
 
-_act_norm.defvjp(_forward, _backward)
+_act_norm_with_gradient = own_gradient(_act_norm, _forward, _backward, arrays=4)
 
 
 def _biased(x: jax.Array, pre_bias: jax.Array, axis: int) -> jax.Array:

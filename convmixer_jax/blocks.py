@@ -1,11 +1,12 @@
 """A loop over layers of one kind, which is compiled once, and may keep little for the gradient."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
+
+from convmixer_jax.own_gradient import own_gradient
 
 # (x, one layer's parameters, its statistics) -> y of x's shape and type, updated statistics
 Layer = Callable[[jax.Array, Any, Any], tuple[jax.Array, Any]]
@@ -22,16 +23,24 @@ def scan(layer: Layer, x: jax.Array, params: Any, stats: Any) -> tuple[jax.Array
   return jax.lax.scan(lambda x, variables: layer(x, *variables), x, (params, stats))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def scan_with_remat(layer: Layer, x: jax.Array, params: Any, stats: Any) -> tuple[jax.Array, Any]:
+def scan_with_remat(
+  layer: Layer, x: jax.Array, params: Any, stats: Any, *, with_gradient: bool = True
+) -> tuple[jax.Array, Any]:
   """As `scan`, but the gradient keeps the inputs of the layers alone and computes the rest again.
 
-  There is no gradient by the statistics.
+  There is no gradient by the statistics, unless `with_gradient` is False, which leaves all
+  derivatives to JAX.
   """
+  if not with_gradient:
+    return scan(jax.checkpoint(layer), x, params, stats)
+  return _scan_with_gradient(x, params, stats, layer)
+
+
+def _scan(x: jax.Array, params: Any, stats: Any, layer: Layer) -> tuple[jax.Array, Any]:
   return scan(layer, x, params, stats)
 
 
-def _forward(layer: Layer, x: jax.Array, params: Any, stats: Any) -> tuple[Any, Any]:
+def _forward(x: jax.Array, params: Any, stats: Any, layer: Layer) -> tuple[Any, Any]:
   def body(x: jax.Array, variables: Any) -> tuple[jax.Array, Any]:
     y, updated = layer(x, *variables)
     return y, (updated, _bits(x))
@@ -56,13 +65,25 @@ def _backward(layer: Layer, kept: Any, gradients: Any) -> tuple[jax.Array, Any, 
   return x_grad, params_grad, jax.tree.map(jnp.zeros_like, stats)
 
 
-scan_with_remat.defvjp(_forward, _backward)
+_scan_with_gradient = own_gradient(_scan, _forward, _backward, arrays=3)
 
 
 # XLA's CPU backend, which has no arithmetic on bfloat16, would keep the maps of all layers as
 # float32: twice the memory. It does not do that to integers.
 def _bits(x: jax.Array) -> jax.Array:
-  return x.view(jnp.uint16) if x.dtype == jnp.bfloat16 else x
+  return _bfloat16_bits(x) if x.dtype == jnp.bfloat16 else x
+
+
+@jax.custom_jvp
+def _bfloat16_bits(x: jax.Array) -> jax.Array:
+  return x.view(jnp.uint16)
+
+
+@_bfloat16_bits.defjvp
+def _refuse(*_: Any) -> NoReturn:  # integers have no derivative, so it would silently be 0
+  raise TypeError(
+    'the gradient of a gradient with remat in bfloat16 needs depthwise="xla" or float32'
+  )
 
 
 def _unbits(bits: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:

@@ -2,22 +2,26 @@
 
 from collections.abc import Callable
 import functools
+import math
+import numbers
 from typing import Any
 
 import flax.linen as nn
+from flax.linen.dtypes import canonicalize_dtype
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from convmixer_jax import blocks
 from convmixer_jax.act_norm import ACTIVATIONS
-from convmixer_jax.depthwise import depthwise_conv, depthwise_conv_cbhw
-from convmixer_jax.layers import INITIALIZERS, ActNorm, Weights
+from convmixer_jax.depthwise import IMPLEMENTATIONS, depthwise_conv, depthwise_conv_cbhw
+from convmixer_jax.layers import INITIALIZERS, ActNorm, Weights, mix_channels
 from convmixer_jax.outline import outlined
 
 # Where the model's dimensions lie between its layers: as in the images, or with
 # the channels outermost.
 LAYOUTS = ("bhwc", "cbhw")
+DTYPES = ("float32", "bfloat16")
 
 
 def default_layout(platform: str, depthwise: str | None = None) -> str:
@@ -50,7 +54,7 @@ class Block(nn.Module):
     x = x + self.norm(name="depthwise_norm")(y, bias, train)
 
     kernel, bias = self.weights(name="pointwise")(1, 1, dim, dim)
-    y = _mix_channels(x, kernel[0, 0], self.layout)
+    y = mix_channels(x, kernel[0, 0], self.layout, self.depthwise != "xla")
     return self.norm(name="pointwise_norm")(y, bias, train)
 
   def _mix_positions(self, x: jax.Array, kernel_hwc: jax.Array) -> jax.Array:
@@ -69,6 +73,33 @@ class Block(nn.Module):
     return convolve(x, kernel_hwc)
 
 
+def _is_number(value: Any) -> bool:
+  return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _is_integer(value: Any, low: int) -> bool:
+  return _is_number(value) and isinstance(value, numbers.Integral) and int(value) >= low
+
+
+def _is_dtype(value: Any) -> bool:
+  return value is None or any(value == jnp.dtype(name) for name in DTYPES)
+
+
+# Attributes of `ConvMixer`, a test of their values, and what passes it.
+_ALLOWED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+  ("dim patch_size kernel_size", lambda v: _is_integer(v, 1), "integers from 1"),
+  ("depth num_classes", lambda v: _is_integer(v, 0), "integers from 0"),
+  ("group_size", lambda v: v is None or _is_integer(v, 1), "None, integers from 1"),
+  ("dropout norm_momentum", lambda v: _is_number(v) and 0 <= v < 1, "numbers from 0 to below 1"),
+  ("norm_epsilon", lambda v: _is_number(v) and 0 < v < math.inf, "numbers above 0"),
+  ("dtype", _is_dtype, f"None, {', '.join(DTYPES)}"),
+  ("activation", lambda v: v in ACTIVATIONS, ", ".join(ACTIVATIONS)),
+  ("initializer", lambda v: v in INITIALIZERS, ", ".join(INITIALIZERS)),
+  ("layout", lambda v: v in LAYOUTS, ", ".join(LAYOUTS)),
+  ("depthwise", lambda v: v in IMPLEMENTATIONS, ", ".join(map(str, IMPLEMENTATIONS))),
+)
+
+
 class ConvMixer(nn.Module):
   """ConvMixer-dim/depth (paper, section 2; the authors' `convmixer.py`).
 
@@ -82,8 +113,9 @@ class ConvMixer(nn.Module):
       features.
     activation: "gelu" (exact), "gelu_tanh" (its approximation) or "relu" (the
       authors' 768/32).
-    dtype: type of the computation; activations, statistics, the pooling and the
-      head are computed in float32.
+    dtype: type of the computation, float32, bfloat16, or None for what the images
+      and parameters promote to; activations, statistics, the pooling and the head
+      are computed in float32.
     param_dtype: type of the parameters.
     group_size: in training, so many images in a row have their own BatchNorm
       statistics, as the batch of one GPU has in PyTorch, and the running ones
@@ -96,7 +128,9 @@ class ConvMixer(nn.Module):
     layout: "bhwc", or "cbhw", which is faster on CPU unless `depthwise` is
       "native": the order of dimensions between the layers. Arguments, results
       and parameters are the same.
-    depthwise: the `implementation` of `depthwise.depthwise_conv`.
+    depthwise: the `implementation` of `depthwise.depthwise_conv`. "xla" leaves all
+      derivatives of the model to JAX, so that forward mode works as well; the
+      others, None among them, have gradients of our own, which are faster.
     scan: compile the body of a loop over the blocks instead of each of them; the
       variables are the same.
     remat: in such a loop, keep only what goes into each block, and compute the
@@ -111,7 +145,7 @@ class ConvMixer(nn.Module):
   patch_size: int = 7
   num_classes: int = 1000
   activation: str = "gelu"
-  dtype: jax.typing.DTypeLike = jnp.float32
+  dtype: jax.typing.DTypeLike | None = jnp.float32
   param_dtype: jax.typing.DTypeLike = jnp.float32
   group_size: int | None = None
   norm_momentum: float = 0.9
@@ -126,13 +160,11 @@ class ConvMixer(nn.Module):
 
   def setup(self) -> None:
     """Names the layers; raises ValueError for an attribute that is not allowed."""
-    for name, value, allowed in (
-      ("activation", self.activation, ACTIVATIONS),
-      ("initializer", self.initializer, INITIALIZERS),
-      ("layout", self.layout, LAYOUTS),
-    ):
-      if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
+    for names, is_allowed, allowed in _ALLOWED:
+      for name in names.split():
+        value = getattr(self, name)
+        if not is_allowed(value):
+          raise ValueError(f"{name} is {value!r}; allowed: {allowed}")
     weights = functools.partial(Weights, self.initializer, self.param_dtype)
     norm = functools.partial(
       ActNorm,
@@ -143,6 +175,7 @@ class ConvMixer(nn.Module):
       self.norm_epsilon,
       1 if self.mesh is None else self.mesh.size,
       self.param_dtype,
+      self.depthwise != "xla",
     )
     self.stem = weights()
     self.stem_norm = norm()
@@ -161,11 +194,19 @@ class ConvMixer(nn.Module):
         the collection `batch_stats` has to be mutable.
 
     Raises:
-      ValueError: if `patch_size` does not divide the images' height and width.
+      ValueError: if `patch_size` does not divide the images' height and width, an attribute is not
+        allowed, or there are no images in training.
     """
-    patches = _patches(image_bhwc.astype(self.dtype), self.patch_size, self.layout)
     kernel, bias = self.stem(self.patch_size, self.patch_size, image_bhwc.shape[-1], self.dim)
-    x = _mix_channels(patches, kernel.reshape(-1, self.dim), self.layout)
+    dtype = canonicalize_dtype(image_bhwc, kernel, bias, dtype=self.dtype)
+    if not _is_dtype(dtype):
+      raise ValueError(
+        f"dtype is None, which for {image_bhwc.dtype} images and {kernel.dtype} parameters means "
+        f"{jnp.dtype(dtype)}; allowed: {', '.join(DTYPES)}"
+      )
+    patches = _patches(image_bhwc.astype(dtype), self.patch_size, self.layout)
+    kernel_cf = kernel.reshape(-1, self.dim)
+    x = mix_channels(patches, kernel_cf, self.layout, self.depthwise != "xla")
     x = self.stem_norm(x, bias, train)
     if (self.scan or self.remat) and self.depth and not self.is_initializing():
       x = self._scan_blocks(x, train)
@@ -191,7 +232,9 @@ class ConvMixer(nn.Module):
       jax.tree.map(lambda *arrays: jnp.stack(arrays), *[self.variables[kind][n] for n in names])
       for kind in ("params", "batch_stats")
     )
-    scan = blocks.scan_with_remat if self.remat else blocks.scan
+    scan = blocks.scan
+    if self.remat:
+      scan = functools.partial(blocks.scan_with_remat, with_gradient=self.depthwise != "xla")
     x, updated = scan(apply, x, params, stats)
     if train:
       for i, name in enumerate(names):
@@ -225,10 +268,11 @@ def _patches(image_bhwc: jax.Array, size: int, layout: str) -> jax.Array:
       f"images of {h}x{w} pixels cannot be cut into patches of {size}x{size}: "
       f"height and width have to be multiples of patch_size={size}"
     )
-  x = image_bhwc.reshape(b, h // size, size, w // size, size, c)
+  # One axis after the other: so JAX can tell the sharding of the result on a mesh of explicit axes.
+  x = image_bhwc.reshape(b, h // size, size, w, c).reshape(b, h // size, size, w // size, size, c)
   if layout == "cbhw":
-    return x.transpose(2, 4, 5, 0, 1, 3).reshape(-1, b, h // size, w // size)
-  return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // size, w // size, -1)
+    return x.transpose(2, 4, 5, 0, 1, 3).reshape(size * size * c, b, h // size, w // size)
+  return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // size, w // size, size * size * c)
 
 
 # XLA:CPU would fuse the last product, the activation and the mean into one slow loop.
@@ -236,36 +280,3 @@ def _patches(image_bhwc: jax.Array, size: int, layout: str) -> jax.Array:
 def _pool(x_bhwf: jax.Array) -> jax.Array:
   """The float32 mean over the positions."""
   return x_bhwf.astype(jnp.float32).mean((1, 2))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _mix_channels(x: jax.Array, kernel_cf: jax.Array, layout: str) -> jax.Array:
-  """The same matrix product at every position: a 1x1 convolution without its bias.
-
-  It is of x's type; the gradient of the kernel has the kernel's own, so that what several devices
-  add up is float32.
-  """
-  # Two axes each: of products with more, XLA's CPU backend transposes the gradients.
-  channels, features = kernel_cf.shape
-  kernel_cf = kernel_cf.astype(x.dtype)
-  if layout == "cbhw":
-    return (kernel_cf.T @ x.reshape(channels, -1)).reshape(features, *x.shape[1:])
-  return (x.reshape(-1, channels) @ kernel_cf).reshape(*x.shape[:-1], features)
-
-
-def _mix_channels_forward(x: jax.Array, kernel_cf: jax.Array, layout: str) -> tuple[jax.Array, Any]:
-  return _mix_channels(x, kernel_cf, layout), (x, kernel_cf)
-
-
-def _mix_channels_backward(layout: str, kept: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
-  x, kernel_cf = kept
-  channels, features = kernel_cf.shape
-  sum_up = functools.partial(jnp.matmul, preferred_element_type=kernel_cf.dtype)
-  if layout == "cbhw":
-    kernel_grad = sum_up(grad.reshape(features, -1), x.reshape(channels, -1).T).T
-  else:
-    kernel_grad = sum_up(x.reshape(-1, channels).T, grad.reshape(-1, features))
-  return _mix_channels(grad, kernel_cf.T, layout), kernel_grad
-
-
-_mix_channels.defvjp(_mix_channels_forward, _mix_channels_backward)

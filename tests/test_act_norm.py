@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +58,37 @@ def test_value_and_gradients(axis, activation):
     want_grads = want_vjp(float64(*grads))
   for a, b in zip((*got, *got_vjp(grads)), (*want, *want_grads), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("groups", [None, Groups(0, 2)])
+def test_derivatives_left_to_jax_are_the_own_gradient_and_forward_mode(groups, activation):
+  x, scale, bias, pre_bias = case(-1)
+  x = x.at[0, 0].set(-jnp.broadcast_to(pre_bias, (7, 3)))  # ReLU's kink, where its slope is 0
+  arguments = x, scale, bias, pre_bias
+
+  def norm(with_gradient, x, scale, bias, pre_bias):
+    y, mean, var = act_norm(
+      x,
+      activation,
+      scale,
+      bias,
+      channel_axis=-1,
+      pre_bias=pre_bias,
+      groups=groups,
+      with_gradient=with_gradient,
+    )
+    return jnp.sin(y).sum() + jnp.sin(mean).sum() + jnp.sin(var).sum()
+
+  own, jaxs = (
+    jax.grad(functools.partial(norm, with_gradient), (0, 1, 2, 3))(*arguments)
+    for with_gradient in (True, False)
+  )
+  tangents = tuple(jnp.cos(a) for a in arguments)
+  _, slope = jax.jvp(functools.partial(norm, False), arguments, tangents)
+  for a, b in zip(own, jaxs, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(slope, sum(map(jnp.vdot, own, tangents)), rtol=1e-4)
 
 
 @pytest.mark.parametrize(("shift", "tolerance"), [(0, 1e-6), (10, 1e-4), (-3, 1e-5)])

@@ -109,6 +109,61 @@ def test_shared_kernel_vmap_equals_loop():
   np.testing.assert_allclose(got.reshape(x.shape), depthwise_conv(x, kernel), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("layout", CONVS)
+@pytest.mark.parametrize(
+  "implementation", [*IMPLEMENTATIONS, pytest.param("pallas", marks=pytest.mark.slow)]
+)
+def test_gradient_of_the_gradient(implementation, layout):
+  """Against forward mode over the reference: x, kernel and g each move."""
+  case = random_case((2, 8, 9, 3, 4, 3))
+  weights = random_case((2, 8, 9, 3, 4, 3), seed=1)[:2]
+
+  def gradients(implementation, x, kernel, g):
+    conv = partial(CONVS[layout], implementation=implementation)
+    return jax.vjp(conv, x, kernel)[1](g)
+
+  def product(implementation, *args):
+    found = gradients(implementation, *args)
+    return sum(jnp.vdot(a, w) for a, w in zip(found, weights, strict=True))
+
+  got = jax.jit(jax.grad(partial(product, implementation), (0, 1, 2)))(*case)
+  want = jax.jit(jax.jacfwd(partial(product, "xla"), (0, 1, 2)))(*case)
+  for a, b in zip(got, want, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "pallas"])
+def test_an_empty_batch_has_no_gradient(implementation):
+  call = jax.jit(partial(value_and_grads, partial(depthwise_conv, implementation=implementation)))
+  y, x_grad, kernel_grad = call(*random_case((0, 8, 8, 3, 3, 3)))
+  assert y.shape == x_grad.shape == (0, 8, 8, 3)
+  np.testing.assert_array_equal(kernel_grad, np.zeros((3, 3, 3)))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("conv, batch_axis", [(depthwise_conv, 0), (depthwise_conv_cbhw, 1)])
+def test_a_batch_over_an_explicit_axis(conv, batch_axis, implementation):
+  x, kernel, g = random_case((16, 5, 6, 3, 3, 3))
+  want = reference(x, kernel, g)
+  if batch_axis:
+    want = [*(a.transpose(3, 0, 1, 2) for a in want[:2]), want[2]]
+    x, g = (a.transpose(3, 0, 1, 2) for a in (x, g))
+  # The second axis is one that nothing lies along: what is summed over it would be doubled.
+  mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
+  data, copy = (jax.NamedSharding(mesh, spec) for spec in (P(*[None] * batch_axis, "data"), P()))
+  call = jax.jit(partial(value_and_grads, partial(conv, implementation=implementation)))
+  got = call(*jax.device_put((x, kernel, g), (data, copy, data)))
+  assert_close(got, want, 1e-5)
+  assert [a.sharding.is_fully_replicated for a in got] == [False, False, True]
+
+
+def test_forward_mode_of_xla_is_the_convolution_of_the_tangents():
+  x, kernel, g = random_case((1, 4, 4, 2, 3, 3))
+  conv = partial(depthwise_conv, implementation="xla")
+  _, tangent = jax.jvp(conv, (x, kernel), (g, 2 * kernel))
+  np.testing.assert_allclose(tangent, conv(g, kernel) + 2 * conv(x, kernel), rtol=1e-5, atol=1e-5)
+
+
 def test_forward_mode_raises():
   x, kernel, g = random_case((1, 4, 4, 2, 3, 3))
   with pytest.raises(TypeError, match="custom_vjp"):

@@ -1,8 +1,11 @@
+from functools import partial
 import pathlib
 
 from flax import traverse_util
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 import numpy as np
 import optax
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from convmixer_jax import ConvMixer
 from convmixer_jax.model import LAYOUTS
 from tests.plain_convmixer import PlainConvMixer
+from tests.test_depthwise import IMPLEMENTATIONS
 
 GOLDEN = pathlib.Path(__file__).with_name("golden")
 MODELS = {
@@ -354,3 +358,193 @@ def test_gradients_of_products_in_bfloat16_are_not_rounded_to_it(layout):
     kernel = layer["kernel"]
     assert kernel.dtype == jnp.float32
     assert (kernel != kernel.astype(jnp.bfloat16)).mean() > 0.9
+
+
+def small_case():
+  """A model, its variables with statistics unlike the first ones, and 16 images."""
+  model = ConvMixer(8, 1, 3, 2, 5)
+  image = jax.random.normal(jax.random.key(1), (16, 8, 6, 3))
+  variables = model.init(jax.random.key(0), image)
+  _, updated = model.apply(variables, 2 * image + 1, train=True, mutable=["batch_stats"])
+  return model, {**variables, **updated}, image
+
+
+def evaluate_and_train(model, variables, params, image):
+  """A number of both modes, and the updated statistics."""
+  variables = {**variables, "params": params}
+  logits, updated = model.apply(variables, image, train=True, mutable=["batch_stats"])
+  return (logits**2).sum() + (model.apply(variables, image) ** 2).sum(), updated
+
+
+def loss_of(model, variables, image, params):
+  return evaluate_and_train(model, variables, params, image)[0]
+
+
+@pytest.mark.parametrize("settings", [{}, {"remat": True, "layout": "cbhw"}], ids=str)
+def test_xla_has_derivatives_of_any_mode_and_order(settings):
+  model, variables, image = small_case()
+  model, params = model.clone(depthwise="xla", **settings), variables["params"]
+  tangent = jax.tree.map(jnp.cos, params)
+  loss = partial(loss_of, model, variables, image[:4])
+  fast_loss = partial(loss_of, model.clone(depthwise=None), variables, image[:4])
+
+  def along(tree):
+    return sum(jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (tree, tangent)), strict=True))
+
+  @jax.jit
+  def results(params):
+    gradient, forward_over_reverse = jax.jvp(jax.grad(loss), (params,), (tangent,))
+    reverse_over_reverse = jax.grad(lambda params: along(jax.grad(loss)(params)))(params)
+    slope = jax.jvp(loss, (params,), (tangent,))[1]
+    linear = jax.linearize(loss, params)[1](tangent)
+    return gradient, slope, linear, forward_over_reverse, reverse_over_reverse
+
+  gradient, slope, linear, *second = results(params)
+  assert_trees_close(gradient, jax.jit(jax.grad(fast_loss))(params), 1e-3)
+  np.testing.assert_allclose([slope, linear], along(gradient), rtol=1e-4)
+  assert_trees_close(*second, 1e-2)
+
+
+@pytest.mark.parametrize("implementation", [None, *IMPLEMENTATIONS])
+def test_gradients_of_gradients(implementation):
+  model, variables, image = small_case()
+
+  def penalty(implementation, image):
+    """The squared gradient, as a gradient penalty has it."""
+    loss = partial(loss_of, model.clone(depthwise=implementation), variables, image)
+    return sum((g**2).sum() for g in jax.tree.leaves(jax.grad(loss)(variables["params"])))
+
+  got, want = (jax.jit(jax.grad(partial(penalty, i)))(image[:4]) for i in (implementation, "xla"))
+  np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3 * np.abs(want).max())
+
+
+def test_forward_mode_without_xla_says_what_to_do():
+  model, variables, image = small_case()
+  loss = partial(loss_of, model, variables, image)
+  with pytest.raises(TypeError, match=r'forward-mode .* build the model with depthwise="xla"'):
+    jax.jvp(loss, (variables["params"],), (variables["params"],))
+  probe = partial(loss_of, model.clone(depth=0), variables, image)  # no convolution in the way
+  with pytest.raises(TypeError, match=r'forward-mode .* build the model with depthwise="xla"'):
+    jax.linearize(probe, variables["params"])[1](variables["params"])
+
+
+def test_the_gradient_of_a_gradient_is_refused_where_bits_would_lose_it():
+  model, variables, image = small_case()
+  loss = partial(loss_of, model.clone(dtype="bfloat16", remat=True), variables, image)
+  with pytest.raises(TypeError, match="remat in bfloat16 needs depthwise"):
+    jax.grad(lambda p: jax.tree.leaves(jax.grad(loss)(p))[0].sum())(variables["params"])
+
+
+@pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_gradient_under_shard_map_with_replicated_parameters(implementation, axis_type):
+  model, variables, image = small_case()
+  model = model.clone(depthwise=implementation, remat=implementation == "taps")
+  params = variables["params"]
+  axis_types = (jax.sharding.AxisType[axis_type],) * 2
+  mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=axis_types)
+
+  def loss(params, image):
+    return evaluate_and_train(model, variables, params, image)[0]
+
+  def gradient(params, image):
+    return jax.grad(lambda params: jax.lax.psum(loss(params, image), "data"))(params)
+
+  data, copy = (jax.NamedSharding(mesh, spec) for spec in (P("data"), P()))
+  sharded = jax.shard_map(gradient, mesh=mesh, in_specs=(P(), P("data")), out_specs=P())
+  got = jax.jit(sharded)(jax.device_put(params, copy), jax.device_put(image, data))
+  # The statistics are those of a shard.
+  shards = image.reshape(4, 4, *image.shape[1:])
+  parts = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(params, shards)
+  want = jax.tree.map(lambda x: x.sum(0), parts)
+  assert_trees_close(got, want, 2e-3)
+
+
+@pytest.mark.parametrize(
+  "settings",
+  [
+    {},
+    {"depthwise": "xla"},
+    {"layout": "cbhw", "group_size": 2, "scan": True},
+    {"group_size": 8, "remat": True},  # a group lies on several devices
+  ],
+  ids=str,
+)
+def test_images_on_a_mesh_of_explicit_axes(settings):
+  model, variables, image = small_case()
+  model = model.clone(**settings)
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+  data, copy = (jax.NamedSharding(mesh, spec) for spec in (P("data"), P()))
+
+  @jax.jit
+  def results(variables, image):
+    loss = partial(evaluate_and_train, model, variables)
+    return model.apply(variables, image), jax.value_and_grad(loss, (0, 1), has_aux=True)(
+      variables["params"], image
+    )
+
+  got = results(jax.device_put(variables, copy), jax.device_put(image, data))
+  assert got[0].sharding.spec == P("data", None)
+  assert_trees_close(got, results(variables, image), 2e-3)
+
+
+@pytest.mark.parametrize(
+  ("settings", "words"),
+  [
+    ({"dim": 0}, "dim is 0; allowed: integers from 1"),
+    ({"patch_size": 0}, "patch_size is 0; allowed: integers from 1"),
+    ({"kernel_size": 3.0}, "kernel_size is 3.0; allowed: integers from 1"),
+    ({"depth": -1}, "depth is -1; allowed: integers from 0"),
+    ({"depth": True}, "depth is True; allowed: integers from 0"),
+    ({"num_classes": -1}, "num_classes is -1; allowed: integers from 0"),
+    ({"group_size": 0}, "group_size is 0; allowed: None, integers from 1"),
+    ({"dropout": 1}, "dropout is 1; allowed: numbers from 0 to below 1"),
+    ({"norm_momentum": float("nan")}, "norm_momentum is nan; allowed"),
+    ({"norm_epsilon": 0}, "norm_epsilon is 0; allowed: numbers above 0"),
+    ({"dtype": "float16"}, "dtype is 'float16'; allowed: None, float32, bfloat16"),
+    ({"dtype": jnp.float64}, "dtype is .*float64.*; allowed: None, float32, bfloat16"),
+    ({"depthwise": "fast"}, "depthwise is 'fast'; allowed: None, taps, xla, native, pallas"),
+    ({"dtype": None, "param_dtype": jnp.float16}, "dtype is None, which for float16 images and"),
+  ],
+  ids=str,
+)
+def test_attributes_that_are_not_allowed(settings, words):
+  model = ConvMixer(8, 1, 3, 2).clone(**settings)
+  with pytest.raises(ValueError, match=words):
+    model.init(jax.random.key(0), jnp.zeros((1, 4, 4, 3), jnp.float16))
+
+
+def test_numpy_integers_and_dtypes_are_allowed():
+  settings = {"dtype": np.dtype("float32"), "norm_epsilon": np.float32(1e-5)}
+  model = ConvMixer(np.int64(8), np.int32(1), 3, 2, **settings)
+  model.init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)))
+
+
+@pytest.mark.parametrize("image_dtype", ["uint8", "bfloat16", "float32"])
+@pytest.mark.parametrize("param_dtype", ["bfloat16", "float32"])
+def test_no_dtype_is_what_images_and_parameters_promote_to(param_dtype, image_dtype):
+  image = jnp.ones((2, 4, 4, 3), image_dtype)
+  ours = ConvMixer(8, 1, 3, 2, dtype=None, param_dtype=param_dtype)
+  theirs = nn.Conv(8, (2, 2), param_dtype=param_dtype)
+
+  def features(image):
+    return ours.init_with_output(jax.random.key(0), image, method="features")[0]
+
+  want, _ = jax.eval_shape(theirs.init_with_output, jax.random.key(0), image)
+  assert jax.eval_shape(features, image).dtype == want.dtype
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_an_empty_batch(implementation, layout):
+  model, variables, image = small_case()
+  model = model.clone(depthwise=implementation, layout=layout, remat=layout == "cbhw")
+  none = image[:0]
+  assert jax.jit(model.apply)(variables, none).shape == model.apply(variables, none).shape == (0, 5)
+  assert model.apply(variables, none, method="features").shape == (0, 4, 3, 8)
+  gradient = jax.jit(
+    jax.grad(lambda params: model.apply({**variables, "params": params}, none).sum())
+  )(variables["params"])
+  assert not any(np.any(np.asarray(x)) for x in jax.tree.leaves(gradient))
+  with pytest.raises(ValueError, match=r"train=True needs images .* this batch has none"):
+    model.apply(variables, none, train=True, mutable=["batch_stats"])

@@ -2,9 +2,10 @@
 
 `depthwise_conv` takes (batch, height, width, channels) maps, `depthwise_conv_cbhw` channel-major
 ones, which spares the two transposes that the CPU backend otherwise needs. Both have their own
-derivative, so that the forward pass, the input gradient and the kernel gradient each use what is
-fastest for them; both work under `jit`, `vmap`, `grad`, `shard_map` and `jax.export`. Forward-mode
-differentiation (`jvp`) raises JAX's `TypeError` for custom derivatives.
+gradient, so that the forward pass, the input gradient and the kernel gradient each use what is
+fastest for them; both work under `jit`, `vmap`, `shard_map` and `jax.export`, and `grad` of any
+order. Forward-mode differentiation (`jvp`) needs `implementation="xla"`, which leaves all
+derivatives to JAX; with the others it raises a TypeError that says so.
 
 Dimension letters: b batch, h height, w width, c channels.
 """
@@ -15,13 +16,16 @@ from typing import Any
 import jax
 from jax import Array, lax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from convmixer_jax.depthwise import native, pallas_gpu, taps, xla
+from convmixer_jax.own_gradient import own_gradient
 
 # A backend is a module with forward(x, kernel, layout) -> y and backward(x, kernel, y_grad, layout)
 # -> (x_grad, kernel_grad). A new one, for instance a GPU kernel, is one file, one line here and one
 # in `_on_platform`.
 _BACKENDS = {"taps": taps, "xla": xla, "native": native, "pallas": pallas_gpu}
+IMPLEMENTATIONS = (None, *_BACKENDS)
 
 
 def depthwise_conv(x_bhwc: Array, kernel_hwc: Array, *, implementation: str | None = None) -> Array:
@@ -70,24 +74,24 @@ def _checked_conv(name: str, x: Array, kernel: Array, implementation: str | None
     raise ValueError(
       f"kernel_hwc must have at least one row and one column, got shape {kernel.shape}"
     )
-  if implementation is not None and implementation not in _BACKENDS:
+  if implementation not in IMPLEMENTATIONS:
     raise ValueError(
       f"implementation must be None or one of {sorted(_BACKENDS)}, got {implementation!r}"
     )
-  return _conv(*_varying_alike(jnp.asarray(x), jnp.asarray(kernel)), layout, implementation)
+  function = _conv if implementation == "xla" else _conv_with_gradient
 
+  def convolve(x: Array, kernel: Array) -> Array:
+    return function(x, kernel, layout, implementation)
 
-def _varying_alike(*arrays: Array) -> list[Array]:
-  """Under shard_map, marks all as varying over the mesh axes of any.
-
-  So the gradient of a kernel that the shards have in common is summed over them.
-  """
-  varying = [jax.typeof(array).manual_axis_type.varying for array in arrays]
-  axes = frozenset().union(*varying)
-  return [
-    lax.pcast(a, tuple(axes - own), to="varying") if axes - own else a
-    for a, own in zip(arrays, varying, strict=True)
-  ]
+  x, kernel = jnp.asarray(x), jnp.asarray(kernel)
+  sharding = jax.typeof(x).sharding
+  axes = sharding.spec[layout.index("b")]
+  if axes is not None:  # a batch cut over explicit axes: each device convolves its own images
+    maps = PartitionSpec(*[None] * layout.index("b"), axes)
+    convolve = jax.shard_map(
+      convolve, mesh=sharding.mesh, in_specs=(maps, PartitionSpec()), out_specs=maps
+    )
+  return convolve(x, kernel)
 
 
 def _on_platform(function: str, implementation: str | None, layout: str, *args: Array) -> Any:
@@ -106,21 +110,43 @@ def default_implementation(platform: str) -> str:
   return "taps" if platform == "cpu" else "xla"
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv(x: Array, kernel: Array, layout: str, implementation: str | None) -> Array:
   return _on_platform("forward", implementation, layout, x, kernel)
 
 
-def _conv_forward(
-  x: Array, kernel: Array, layout: str, implementation: str | None
-) -> tuple[Array, tuple]:
-  return _conv(x, kernel, layout, implementation), (x, kernel)
-
-
-def _conv_backward(
-  layout: str, implementation: str | None, residuals: tuple, y_grad: Array
+def _gradients(
+  x: Array, kernel: Array, y_grad: Array, layout: str, implementation: str | None
 ) -> tuple[Array, Array]:
-  return _on_platform("backward", implementation, layout, *residuals, y_grad)
+  return _on_platform("backward", implementation, layout, x, kernel, y_grad)
 
 
-_conv.defvjp(_conv_forward, _conv_backward)
+# The convolution is linear in each argument, so it and its gradients are also all that the
+# gradients of the gradients need.
+def _conv_forward(x: Array, kernel: Array, *settings: Any) -> tuple[Array, tuple]:
+  return _conv_with_gradient(x, kernel, *settings), (x, kernel)
+
+
+def _conv_backward(layout: str, implementation: str | None, residuals: tuple, y_grad: Array) -> Any:
+  return _gradients_with_gradient(*residuals, y_grad, layout, implementation)
+
+
+def _gradients_forward(x: Array, kernel: Array, y_grad: Array, *settings: Any) -> Any:
+  return _gradients_with_gradient(x, kernel, y_grad, *settings), (x, kernel, y_grad)
+
+
+def _gradients_backward(
+  layout: str, implementation: str | None, residuals: tuple, grads: tuple[Array, Array]
+) -> tuple[Array, Array, Array]:
+  (x, kernel, y_grad), (x_like, kernel_like) = residuals, grads
+  settings = layout, implementation
+  x_grad, kernel_grad = _gradients_with_gradient(x_like, kernel_like, y_grad, *settings)
+  y = _conv_with_gradient(x_like, kernel, *settings) + _conv_with_gradient(
+    x, kernel_like, *settings
+  )
+  return x_grad, kernel_grad, y
+
+
+_conv_with_gradient = own_gradient(_conv, _conv_forward, _conv_backward, arrays=2)
+_gradients_with_gradient = own_gradient(
+  _gradients, _gradients_forward, _gradients_backward, arrays=3
+)

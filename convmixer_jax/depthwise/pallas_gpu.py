@@ -73,6 +73,11 @@ def choose_blocks(
   )
 
 
+def varying_as(x: Array, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+  """Returns the type of a result that, under `shard_map`, varies over the mesh axes of `x`."""
+  return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
+
+
 def forward(x: Array, kernel_hwc: Array, layout: str) -> Array:
   """Returns the map of `x`'s shape and dtype; `layout` names the dimensions of `x`, like 'bhwc'."""
   if not _is_supported(x, kernel_hwc, layout):

@@ -12,7 +12,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pl_triton
 import jax.numpy as jnp
 
-from convmixer_jax.depthwise.pallas_gpu import Blocks
+from convmixer_jax.depthwise.pallas_gpu import Blocks, varying_as
 
 
 def correlate(
@@ -60,14 +60,14 @@ def correlate(
 
   inputs = [x_bhwc, kernel_hwc]
   in_specs = [pl.BlockSpec((None, height, width, block_c), image), per_channel(3)]
-  out_shape = [_varying_as(x_bhwc, x_bhwc.shape, x_bhwc.dtype)]
+  out_shape = [varying_as(x_bhwc, x_bhwc.shape, x_bhwc.dtype)]
   out_specs = [pl.BlockSpec((None, block_h, block_w, block_c), split)]
   if activation is not None:
     assert bias_c is not None
     inputs.append(bias_c)
     in_specs.append(per_channel(1))
     tiles = batch * tiles_h * tiles_w
-    out_shape += [_varying_as(x_bhwc, (tiles, channels), jnp.float32)] * 2
+    out_shape += [varying_as(x_bhwc, (tiles, channels), jnp.float32)] * 2
     partial = pl.BlockSpec((None, block_c), lambda n: (lax.div(n, blocks_c), lax.rem(n, blocks_c)))
     out_specs += [partial] * 2
 
@@ -178,7 +178,7 @@ def kernel_gradient(
 
   partials = pl.pallas_call(
     kernel,
-    _varying_as(g_bhwc, (shares, kernel_h, kernel_w, channels), jnp.float32),
+    varying_as(g_bhwc, (shares, kernel_h, kernel_w, channels), jnp.float32),
     grid=(shares * blocks_j * blocks_c,),
     in_specs=[pl.BlockSpec((images, height, width, block_c), maps)] * 2,
     out_specs=pl.BlockSpec((None, kernel_h, block_j, block_c), weights),
@@ -239,8 +239,3 @@ def _fit(blocks: Blocks, shape: tuple[int, ...]) -> tuple[int, int, int]:
 def _shares(batch: int, wanted: int) -> int:
   """Returns the smallest divisor of `batch` that is at least `wanted`, or else `batch`."""
   return next(n for n in range(1, batch + 1) if batch % n == 0 and (n >= wanted or n == batch))
-
-
-def _varying_as(x: Array, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-  """Returns the type of a result that, under `shard_map`, varies over the mesh axes of `x`."""
-  return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)

@@ -130,6 +130,8 @@ def _kernel_grad(x_cbhw: Array, g_cbhw: Array, *, kernel_size: tuple[int, int]) 
 
   # Under shard_map the sums must vary over the same mesh axes as g, hence full_like.
   zeros = lax.full_like(g_cbhw, 0, jnp.float32, shape=(channels, rows, width))
+  if batch == 0:
+    return jnp.stack([zeros.sum(-1)] * columns).transpose(2, 0, 1)
   sums = lax.fori_loop(0, batch // group, step, (zeros,) * columns)
   return jnp.stack([total.sum(-1) for total in sums]).transpose(2, 0, 1)
 

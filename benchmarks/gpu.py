@@ -78,25 +78,6 @@ PARTS = {
   "jax model 256/8 k9 p1": 60,
   "torch model 256/8 k9 p1": 60,
 }
-# Rows, columns, channels, warps; then kernel columns and programs of the kernel gradient.
-FORWARD_BLOCKS = [
-  (16, 16, 64, 16),
-  (16, 32, 64, 16),
-  (16, 16, 64, 8),
-  (16, 32, 32, 8),
-  (32, 32, 16, 8),
-  (8, 16, 64, 16),
-  (8, 32, 32, 8),
-]
-GRADIENT_BLOCKS = [
-  (16, 16, 64, 16, 1, 1024),
-  (16, 16, 64, 16, 3, 1024),
-  (16, 16, 64, 16, 2, 4096),
-  (16, 32, 32, 8, 1, 1024),
-  (16, 16, 32, 4, 1, 2048),
-  (8, 16, 64, 8, 2, 1024),
-  (32, 16, 64, 16, 1, 1024),
-]
 
 
 class Recorder:
@@ -198,45 +179,24 @@ def peak(recorder: Recorder, smoke: bool) -> None:
 
 
 def jax_ops(recorder: Recorder, model: Model, smoke: bool) -> None:
-  """The three operations: our kernels with several block sizes, then XLA's."""
+  """The three operations: our kernels, then XLA's."""
   import jax
   import jax.numpy as jnp
   import numpy as np
 
-  from convmixer_jax.depthwise import pallas_gpu, pallas_toeplitz, xla
+  from convmixer_jax.depthwise import pallas_toeplitz, xla
 
-  keys = jax.random.split(jax.random.key(0), 4)
+  keys = jax.random.split(jax.random.key(0), 3)
   make = jax.jit(jax.random.normal, static_argnums=(1, 2))
   x, g = (make(key, model.map_shape, jnp.bfloat16) for key in keys[:2])
   kernel = make(keys[2], (model.kernel, model.kernel, model.dim), jnp.bfloat16)
-  bias = make(keys[3], (model.dim,), jnp.bfloat16)
   on_cpu = jax.default_backend() == "cpu"
   pallas = {"interpret": on_cpu}
-
-  def unfused(x, kernel, bias):
-    y = xla.forward(x, kernel, "bhwc") + jnp.broadcast_to(bias, x.shape)
-    a = jax.nn.gelu(y.astype(jnp.float32), approximate=False)
-    return y, a.sum((0, 1, 2)), (a * a).sum((0, 1, 2))
-
-  def fused(x, kernel, bias):
-    return pallas_gpu.forward_with_statistics(x, kernel, bias, "gelu")
-
-  def kernel_gradient(x, g, **settings):
-    return pallas_gpu.kernel_gradient(x, g, kernel.shape[:2], **settings, **pallas)
 
   reference = {
     "forward": lambda x, g: xla.forward(x, kernel, "bhwc"),
     "input gradient": lambda x, g: xla.backward(x, kernel, g, "bhwc")[0],
     "kernel gradient": lambda x, g: xla.backward(x, kernel, g, "bhwc")[1],
-    "forward with statistics": lambda x, g: unfused(x, kernel, bias),
-  }
-  ours = {
-    "forward": lambda x, g, **blocks: pallas_gpu.correlate(x, kernel, **blocks, **pallas),
-    "input gradient": lambda x, g, **blocks: pallas_gpu.correlate(
-      g, kernel, mirror=True, **blocks, **pallas
-    ),
-    "kernel gradient": lambda x, g, **blocks: kernel_gradient(x, g, **blocks),
-    "forward with statistics": lambda x, g: fused(x, kernel, bias),
   }
 
   @functools.cache
@@ -280,17 +240,9 @@ def jax_ops(recorder: Recorder, model: Model, smoke: bool) -> None:
     names = {"operation": operation, "implementation": "pallas cbhw, transposed"}
     function = functools.partial(transposed, operation)
     attempts.append((names, functools.partial(attempt, operation, function)))
-  for operation, function in ours.items():
-    names = {"operation": operation, "implementation": "pallas"}
-    attempts.append((names, functools.partial(attempt, operation, function)))
   for operation, function in reference.items():
     names = {"operation": operation, "implementation": "xla"}
     attempts.append((names, functools.partial(attempt, operation, function)))
-  for operation, choices in (("forward", FORWARD_BLOCKS), ("kernel gradient", GRADIENT_BLOCKS)):
-    for blocks in choices[:1] if smoke else choices:
-      function = functools.partial(ours[operation], blocks=pallas_gpu.Blocks(*blocks))
-      names = {"operation": operation, "implementation": "pallas", "blocks": blocks}
-      attempts.append((names, functools.partial(attempt, operation, function)))
   run_attempts(attempts, recorder, jax.block_until_ready, smoke)
 
 

@@ -10,12 +10,11 @@ this is used.
 
 from typing import Any
 
+import jax
 from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pl_triton
 import jax.numpy as jnp
-
-from convmixer_jax.depthwise.pallas_gpu import varying_as
 
 # Estimates, which await measurement on a GPU: rows of a product and warps; for the gradient also
 # the kernel rows of a program, more of which would not fit into the registers, and the programs.
@@ -52,7 +51,7 @@ def correlate(x_cbhw: Array, kernel_hwc: Array, *, low: tuple[int, int], interpr
 
   y_crw = pl.pallas_call(
     kernel,
-    varying_as(x_cbhw, x_crw.shape, x_cbhw.dtype),
+    _varying_as(x_cbhw, x_crw.shape, x_cbhw.dtype),
     grid=(channels * tiles,),
     in_specs=[
       pl.BlockSpec((None, *x_crw.shape[1:]), lambda n: (lax.div(n, tiles), 0, 0)),
@@ -114,7 +113,7 @@ def kernel_gradient(
 
   products = pl.pallas_call(
     kernel,
-    varying_as(g_cbhw, (channels, shares, kernel_h, block_w, block_w), jnp.float32),
+    _varying_as(g_cbhw, (channels, shares, kernel_h, block_w, block_w), jnp.float32),
     grid=(channels * shares * blocks_i,),
     in_specs=[pl.BlockSpec((None, *x_crw.shape[1:]), lambda n: (split(n)[0], 0, 0))] * 2,
     out_specs=pl.BlockSpec((None, None, block_i, block_w, block_w), product),
@@ -157,3 +156,8 @@ def _store(ref: Any, first: Any, block: Array) -> None:
   row, column = _coordinates(first, block.shape)
   is_inside = (row < ref.shape[0]) & (column < ref.shape[1])
   pl_triton.store(ref.at[row, column], block, mask=is_inside)
+
+
+def _varying_as(x: Array, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+  """Returns the type of a result that, under `shard_map`, varies over the mesh axes of `x`."""
+  return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)

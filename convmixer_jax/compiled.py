@@ -54,9 +54,13 @@ def _is_writable(directory: pathlib.Path | None) -> bool:
   return True
 
 
+def scratch() -> pathlib.Path:
+  """In place of a cache: a directory that goes with this process."""
+  return pathlib.Path(_scratch().name)
+
+
 @functools.cache
 def _scratch() -> tempfile.TemporaryDirectory[str]:
-  """In place of the cache: a directory that goes with this process."""
   return tempfile.TemporaryDirectory(prefix="convmixer_jax-")
 
 
@@ -80,9 +84,9 @@ def library(source: pathlib.Path, *flags: str) -> pathlib.Path:
   if cache and (cache / name).exists():  # in a cache that is read-only too
     return cache / name
   try:
-    path = (cache_directory() or pathlib.Path(_scratch().name)) / name
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-      made = pathlib.Path(scratch) / name
+    path = (cache_directory() or scratch()) / name
+    with tempfile.TemporaryDirectory(dir=path.parent) as partial:
+      made = pathlib.Path(partial) / name
       _run([*command, str(source), "-o", str(made)])
       made.replace(path)  # in one piece: several processes may come here at once
   except OSError as error:

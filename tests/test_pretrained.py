@@ -1,3 +1,4 @@
+import http.server
 import io
 import json
 import logging
@@ -606,6 +607,46 @@ def test_the_command_without_a_network_ends_in_one_line(tmp_path, port):
   (line,) = run.stderr.splitlines()
   reason = "Connection refused" if port == "closed" else "timed out|no answer within 8 seconds"
   assert re.match(f"error: cannot fetch timm/convmixer_768_32.in1k: .*({reason})", line), line
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+  """Answers as the hub does for one file, the golden one."""
+
+  content = golden_file("relu_odd").read_bytes()
+
+  def do_HEAD(self):
+    self.send_response(200)
+    self.send_header("ETag", '"etag"')
+    self.send_header("X-Repo-Commit", "0" * 40)
+    self.send_header("Content-Length", str(len(self.content)))
+    self.end_headers()
+
+  def do_GET(self):
+    self.do_HEAD()
+    self.wfile.write(self.content)
+
+  def log_message(self, *args):
+    pass
+
+
+@pytest.mark.slow
+def test_a_cache_that_cannot_be_written_to_only_costs_the_cache():
+  pytest.importorskip("huggingface_hub")
+  code = (
+    "from convmixer_jax import pretrained;print(pretrained.load('convmixer_768_32')[0].activation)"
+  )
+  with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    run = subprocess.run(
+      [sys.executable, "-c", code],
+      capture_output=True, text=True, timeout=120,
+      env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+           "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+           "HF_HOME": "/proc/none"},  # where not even root can make a directory
+    )  # fmt: skip
+    server.shutdown()
+  assert (run.returncode, run.stdout) == (0, "relu\n"), run.stderr
+  assert run.stderr.count("cannot be kept for the next start") == 1
 
 
 def test_what_to_do_when_weights_cannot_be_fetched(hub, monkeypatch, caplog):

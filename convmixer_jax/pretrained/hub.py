@@ -2,17 +2,21 @@
 
 from collections.abc import Iterator
 import contextlib
+import errno
 import logging
 import pathlib
 import queue
 import threading
 from typing import Any
 
-from convmixer_jax import names
+from convmixer_jax import compiled, names
 from convmixer_jax.errors import UserError
 
 _FILE = "model.safetensors"
 _SECONDS = 8  # that the hub has to answer in
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT)
+
+_log = logging.getLogger(__name__)
 
 
 def fetch(name: str) -> pathlib.Path:
@@ -45,13 +49,24 @@ def fetch(name: str) -> pathlib.Path:
   try:
     with _quiet():
       _ask(hub, hub.hf_hub_url(repository, _FILE))
-      return pathlib.Path(hub.hf_hub_download(repository, _FILE))
+      return _download(hub, repository)
   except Exception as error:  # the package's own, of its HTTP library, of the disk
     reason = (str(error).partition("\n")[0] or type(error).__name__).rstrip(".")
     raise UserError(
       f"cannot fetch {repository}: {reason}. Unset HF_HUB_OFFLINE if it is set, and try again with "
       f"a network; or {by_hand}"
     ) from None
+
+
+def _download(hub: Any, repository: str) -> pathlib.Path:
+  """The file in the package's cache; where that cannot be written to, for this process alone."""
+  try:
+    return pathlib.Path(hub.hf_hub_download(repository, _FILE))
+  except OSError as error:
+    if error.errno not in _NOT_WRITABLE:
+      raise
+    _log.warning("the weights cannot be kept for the next start: %s. Set HF_HOME", error)
+    return pathlib.Path(hub.hf_hub_download(repository, _FILE, cache_dir=compiled.scratch()))
 
 
 def _ask(hub: Any, url: str) -> None:

@@ -61,6 +61,30 @@ def test_recomputed_activations_give_the_same_gradient(shown):
   assert_close(shown["gradients"], jax.grad(shown["loss_fn"], has_aux=True)(*arguments)[0])
 
 
+def test_a_tangent_and_a_gradient_penalty(shown):
+  model, variables, image_bhwc = (shown[name] for name in ("model", "variables", "image_bhwc"))
+  step = 1e-2
+  logits, moved = (model.apply(variables, image_bhwc + s) for s in (-step, step))
+  slope = (moved - logits) / (2 * step)
+  np.testing.assert_allclose(shown["logits_tangent_bk"], slope, rtol=2e-2, atol=2e-3)
+  moved_params = jax.tree.map(lambda p, g: p + 1e-3 * g, shown["params"], shown["penalty_gradient"])
+  penalty, moved = (
+    shown["gradient_penalty"](p, image_bhwc) for p in (shown["params"], moved_params)
+  )
+  expected = 1e-3 * sum((g**2).sum() for g in jax.tree.leaves(shown["penalty_gradient"]))
+  np.testing.assert_allclose(moved - penalty, expected, rtol=0.1)
+
+
+def test_devices_change_nothing(shown):
+  model, variables, image_bhwc = (shown[name] for name in ("model", "variables", "image_bhwc"))
+  assert_close(shown["sharded_logits_bk"], model.apply(variables, image_bhwc))
+
+  def loss(params):
+    return (model.apply({**variables, "params": params}, image_bhwc) ** 2).mean()
+
+  assert_close(shown["sharded_gradient"], jax.grad(loss)(shown["params"]))
+
+
 def test_each_model_of_an_ensemble_is_itself(shown):
   for i, key in enumerate(jax.random.split(jax.random.key(0), 3)):
     variables = shown["model"].init(key, shown["image_bhwc"])

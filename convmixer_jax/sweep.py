@@ -10,6 +10,7 @@ every run, and the table has the mean and the standard deviation.
 
 import ast
 from collections.abc import Sequence
+import copy
 import itertools
 import json
 import pathlib
@@ -52,7 +53,7 @@ def combinations(config: config_dict.ConfigDict, over: Sequence[str]) -> list[Ov
 
 
 def _overridden(config: config_dict.ConfigDict, overrides: Overrides) -> config_dict.ConfigDict:
-  one = config.copy_and_resolve_references()
+  one = copy.deepcopy(config)  # with the types of what is not set
   for key, value in overrides.items():
     config_lib.override(one, key, str(value))  # as on the command line of the run
   return one

@@ -133,7 +133,7 @@ def test_folder_starts_with_nothing_but_a_directory(tmp_path, layout):
   found = evaluate.evaluate_checkpoint(saved, tmp_path / "run")
   assert found == evaluate.evaluate_checkpoint(config, tmp_path / "run")
   assert (found["step"], found["num_examples"]) == (2, 3)
-  assert class_names.of_run(saved) == ["a", "b", "c"]
+  assert class_names.read(tmp_path / "run") == ("a", "b", "c")
 
 
 def test_the_commands_of_the_recipes_page_are_valid():

@@ -16,7 +16,6 @@ import dataclasses
 import itertools
 import json
 import logging
-import os
 import pathlib
 import sys
 from typing import Any, NamedTuple
@@ -31,7 +30,7 @@ from convmixer_jax.depthwise import native
 from convmixer_jax.errors import UserError
 from convmixer_jax.model import ConvMixer, default_layout
 from convmixer_jax.preprocess import Preprocess
-from convmixer_jax.source import IMAGE_SUFFIXES
+from convmixer_jax.source import IMAGE_SUFFIXES, images
 from convmixer_jax.trained import Preprocessing, TrainedModel
 
 # A model of normalised images [b, h, w, c] that gives logits [b, classes], after its variables.
@@ -100,20 +99,11 @@ def find_images(paths: Sequence[str]) -> list[pathlib.Path]:
   """
   found: list[pathlib.Path] = []
   for path in map(pathlib.Path, paths):
-    found += _images_in(path) if path.is_dir() else [path]
+    found += images(path) if path.is_dir() else [path]
   if not any(path.exists() for path in found):
     nothing = f"no images ({', '.join(IMAGE_SUFFIXES)}) in {' '.join(paths) or 'no files'}"
     raise UserError("; ".join(f"{path} does not exist" for path in found) or nothing)
   return found
-
-
-def _images_in(directory: pathlib.Path) -> list[pathlib.Path]:
-  found = []
-  for parent, directories, files in os.walk(directory):
-    directories[:] = [name for name in directories if not name.startswith(".")]
-    paths = [pathlib.Path(parent, name) for name in files if not name.startswith(".")]
-    found += [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
-  return sorted(found)
 
 
 def fastest(model: ConvMixer) -> Forward:

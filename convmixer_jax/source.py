@@ -212,12 +212,12 @@ def directories(parent: pathlib.Path) -> list[pathlib.Path]:
 
 def images(directory: pathlib.Path) -> list[pathlib.Path]:
   """The files of images at any depth, sorted, without hidden ones and those in hidden places."""
-  return sorted(
-    file
-    for file in directory.rglob("*")
-    if file.suffix.lower() in IMAGE_SUFFIXES
-    and not any(part.startswith(".") for part in file.relative_to(directory).parts)
-  )
+  found: list[pathlib.Path] = []
+  for parent, below, files in os.walk(directory):
+    below[:] = [name for name in below if not name.startswith(".")]
+    paths = [pathlib.Path(parent, name) for name in files if not name.startswith(".")]
+    found += [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
+  return sorted(found)
 
 
 def _find_split(root: pathlib.Path, split: str) -> tuple[pathlib.Path, bool]:

@@ -35,11 +35,7 @@ def numbered(num_classes: int) -> list[str]:
 
 def write(workdir: pathlib.Path, names: Sequence[str]) -> None:
   """Writes the readable names into the workdir of a run, in one piece."""
-  path = workdir / _FILE
-  partial = path if storage.is_remote(path) else path.with_suffix(".partial")
-  partial.write_text(json.dumps(readable(names), indent=0) + "\n")
-  if partial != path:
-    partial.replace(path)
+  storage.write_whole(workdir / _FILE, json.dumps(readable(names), indent=0) + "\n")
 
 
 def read(workdir: pathlib.Path) -> tuple[str, ...] | None:

@@ -450,10 +450,7 @@ def check_resumable(config: config_dict.ConfigDict, path: pathlib.Path) -> None:
 def write_json(config: config_dict.ConfigDict, path: pathlib.Path) -> None:
   """Writes the resolved config, in one piece; makes the directory if need be."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path if storage.is_remote(path) else path.with_suffix(".partial")
-  partial.write_text(to_json(config))  # an object store takes it in one piece
-  if partial != path:
-    partial.replace(path)
+  storage.write_whole(path, to_json(config))
 
 
 def to_json(config: config_dict.ConfigDict) -> str:

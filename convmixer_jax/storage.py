@@ -53,3 +53,11 @@ def check_new(path: pathlib.Path) -> None:
     tempfile.TemporaryFile(dir=nearest).close()
   except OSError as error:
     raise UserError(f"{path} cannot be written in {nearest}: {error.strerror}") from None
+
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+  """Writes a file in one piece, so that nobody reads half of it."""
+  partial = path if is_remote(path) else path.with_suffix(".partial")
+  partial.write_text(text)  # an object store takes it in one piece
+  if partial != path:
+    partial.replace(path)

@@ -5,7 +5,6 @@ TFDS writes the same serialised examples to both, so a shard is converted by cop
 
 from collections.abc import Iterator, Sequence
 from concurrent import futures
-import functools
 import json
 import os
 import pathlib
@@ -13,15 +12,12 @@ import shutil
 import struct
 from typing import Any
 
-import numpy as np
+import google_crc32c
 import tqdm
 
 from convmixer_jax.errors import UserError
 
 _Shard = tuple[pathlib.Path, pathlib.Path, int]  # TFRecord file, ArrayRecord file, their records
-
-_LANE, _AT_ONCE = 128, 128  # bytes; lanes whose indices stay in the cache
-_TO_ONES = b"Td\x1fd"  # take the register of a CRC-32C from zeros to the ones that it begins with
 
 
 def records(path: pathlib.Path) -> Iterator[bytes]:
@@ -109,7 +105,7 @@ def _shards(builder: Any) -> list[_Shard]:
 
 
 def _convert_shards(shards: Sequence[_Shard]) -> None:
-  with futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy and ArrayRecord release the lock
+  with futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # ArrayRecord releases the lock
     tasks = [pool.submit(_convert_shard, *shard) for shard in shards]
     bar = tqdm.tqdm(total=len(tasks), desc="to ArrayRecord", unit=" files", disable=None)
     try:
@@ -147,57 +143,5 @@ def _broken(path: pathlib.Path) -> str:
 
 
 def _masked_crc(content: bytes) -> bytes:
-  crc = crc32c(content)
+  crc = google_crc32c.value(content)
   return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
-
-
-def crc32c(content: bytes) -> int:
-  """The CRC-32C (Castagnoli) of some bytes, in NumPy: that of Python's libraries is another one.
-
-  The register after a byte is a linear function of the one before and of the byte. So what each
-  byte of a lane adds to its register is looked up, for all lanes together, and the registers of
-  neighbours are joined, until there is one.
-  """
-  content = _TO_ONES + content
-  count = 1 << ((len(content) - 1) // _LANE).bit_length()  # a power of two
-  byte_n = np.zeros(count * _LANE, np.uint8)
-  byte_n[len(byte_n) - len(content) :] = np.frombuffer(content, np.uint8)  # a 0 before adds 0
-  byte_lj = byte_n.reshape(count, _LANE)
-  table, first_j = _added_by_byte().ravel(), np.arange(0, 256 * _LANE, 256)
-  crc_l = np.concatenate(
-    [
-      np.bitwise_xor.reduce(table[byte_lj[start : start + _AT_ONCE] + first_j], axis=1)
-      for start in range(0, count, _AT_ONCE)
-    ]
-  )
-  zeros = _LANE
-  while len(crc_l) > 1:
-    crc_l = _look_up(_added_after(zeros), crc_l[::2]) ^ crc_l[1::2]
-    zeros *= 2
-  return int(crc_l[0]) ^ 0xFFFFFFFF
-
-
-@functools.cache
-def _added_by_byte() -> np.ndarray:
-  """What each value of each byte of a lane adds to its register, uint32 [_LANE, 256]."""
-  table = np.arange(256, dtype=np.uint32)
-  for _ in range(8):
-    table = np.where(table & 1, table >> 1 ^ np.uint32(0x82F63B78), table >> 1)
-  rows = [table]
-  while len(rows) < _LANE:
-    rows.append(table[rows[-1] & 255] ^ rows[-1] >> 8)
-  return np.stack(rows[::-1])
-
-
-@functools.cache
-def _added_after(zeros: int) -> np.ndarray:
-  """What each byte of a register adds to the one after so many bytes of 0, uint32 [4, 256]."""
-  if zeros == _LANE:
-    return _added_by_byte()[:4]
-  half = _added_after(zeros // 2)
-  return _look_up(half, half)
-
-
-def _look_up(tables: np.ndarray, register: np.ndarray) -> np.ndarray:
-  parts = (tables[i][register >> 8 * i & 255] for i in range(4))
-  return functools.reduce(np.bitwise_xor, parts)

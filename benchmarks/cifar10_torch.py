@@ -23,9 +23,9 @@ import torch
 
 from convmixer_jax import config as config_lib
 from convmixer_jax.augment import policy as policy_lib
-from convmixer_jax.data import in_memory
-from convmixer_jax.preprocess import Preprocess
-from convmixer_jax.source import open_source
+from convmixer_jax.data.batches import in_memory
+from convmixer_jax.data.datasets import open_source
+from convmixer_jax.data.preprocess import Preprocess
 from tests import pillow_augment
 from tests.golden.torch_convmixer import conv_mixer
 

@@ -252,8 +252,9 @@ def jax_model(recorder: Recorder, model: Model, smoke: bool) -> None:
   import jax.numpy as jnp
   import optax
 
-  from convmixer_jax import ConvMixer, metrics
-  from convmixer_jax.optim import make_optimizer
+  from convmixer_jax import ConvMixer
+  from convmixer_jax.optim.optimizer import make_optimizer
+  from convmixer_jax.training import metrics
 
   image = jax.random.normal(jax.random.key(0), (model.batch, model.size, model.size, 3))
   target = jax.nn.one_hot(jnp.arange(model.batch) % CLASSES, CLASSES)

@@ -21,9 +21,9 @@ import numpy as np
 import PIL.Image
 
 from benchmarks import turns
-from convmixer_jax.data import Batches
-from convmixer_jax.preprocess import Preprocess
-from convmixer_jax.source import open_source
+from convmixer_jax.data.batches import Batches
+from convmixer_jax.data.datasets import open_source
+from convmixer_jax.data.preprocess import Preprocess
 from tests.pillow_augment import timm_rand_augment
 
 _SIZE = 224

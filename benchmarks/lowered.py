@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import config_dict
 
-from convmixer_jax import mesh as mesh_lib
-from convmixer_jax.state import TrainState, make_model
-from convmixer_jax.train import make_step
+from convmixer_jax.checkpoint.state import TrainState
+from convmixer_jax.parallel import sharding
+from convmixer_jax.training.build import make_model, make_step
 
 _STEPS_PER_EPOCH = 2001  # of ImageNet at a batch of 640; it is a constant of the program, no more
 
@@ -17,7 +17,7 @@ _STEPS_PER_EPOCH = 2001  # of ImageNet at a batch of 640; it is a constant of th
 def lower_train_step(
   config: config_dict.ConfigDict, mesh: Mesh, model=None
 ) -> tuple[jax.stages.Lowered, TrainState]:
-  """The step that `train.Experiment` would run, and the shapes of its state.
+  """The step that `Experiment` would run, and the shapes of its state.
 
   Args:
     config: of the model, the batch and the optimiser.
@@ -28,9 +28,9 @@ def lower_train_step(
   channels = len(config.augment.mean)
   _, step, fresh_state = make_step(config, mesh, model, _STEPS_PER_EPOCH, channels)
   state = jax.eval_shape(fresh_state)
-  state = jax.tree.map(lambda x, place: x.update(sharding=place), state, mesh_lib.cut(mesh, state))
+  state = jax.tree.map(lambda x, place: x.update(sharding=place), state, sharding.cut(mesh, state))
   size, batch_size = config.data.image_size, config.data.batch_size
-  shape = functools.partial(jax.ShapeDtypeStruct, sharding=mesh_lib.sharded(mesh))
+  shape = functools.partial(jax.ShapeDtypeStruct, sharding=sharding.sharded(mesh))
   batch = {
     "image": shape((batch_size, size, size, channels), jnp.uint8),
     "label": shape((batch_size,), jnp.int32),

@@ -19,8 +19,8 @@ from ml_collections import config_dict
 
 from benchmarks.lowered import lower_train_step
 from convmixer_jax import config as config_lib
-from convmixer_jax import mesh as mesh_lib
-from convmixer_jax.state import make_model
+from convmixer_jax.parallel import sharding
+from convmixer_jax.training.build import make_model
 from tests.plain_convmixer import PlainConvMixer
 
 ROWS = ("plain", "ours", "scan", "remat")
@@ -28,7 +28,7 @@ ROWS = ("plain", "ours", "scan", "remat")
 
 def measure(name: str, config: config_dict.ConfigDict) -> None:
   """Prints one row of a Markdown table."""
-  mesh = mesh_lib.make_mesh(jax.devices()[:1])
+  mesh = sharding.make_mesh(jax.devices()[:1])
   config.parallel.update(remat=name == "remat", scan=name == "scan")
   model = make_model(config, mesh)
   if name == "plain":

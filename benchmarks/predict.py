@@ -22,10 +22,11 @@ import PIL.Image
 import torch
 
 from benchmarks import turns
-from convmixer_jax import names, predict, trained
-from convmixer_jax.model import ConvMixer
-from convmixer_jax.pretrained import state_dict
-from convmixer_jax.source import open_source
+from convmixer_jax import predict
+from convmixer_jax.data.datasets import open_source
+from convmixer_jax.model import names
+from convmixer_jax.model.convmixer import ConvMixer
+from convmixer_jax.pretrained import state_dict, trained
 from tests.golden.torch_convmixer import conv_mixer, to_variables
 
 NAME = "convmixer_768_32"

@@ -26,7 +26,7 @@ from ml_collections import config_dict, config_flags
 
 from benchmarks.collectives import Array, collectives
 from benchmarks.lowered import lower_train_step
-from convmixer_jax import mesh as mesh_lib
+from convmixer_jax.parallel import sharding
 
 GRADIENTS, PARAMETERS, STATISTICS = "gradients", "parameters", "BatchNorm statistics"
 METRICS, OTHER = "metrics and norms", "other"
@@ -65,7 +65,7 @@ def at_size(
 
 def measure(config: config_dict.ConfigDict, devices: int) -> dict[str, Any]:
   """Compiles the step for so many devices; the row of the table, as `print_rows` explains."""
-  mesh = mesh_lib.make_mesh(jax.devices()[:devices], config.parallel.fsdp)
+  mesh = sharding.make_mesh(jax.devices()[:devices], config.parallel.fsdp)
   start = time.perf_counter()
   lowered, state = lower_train_step(config, mesh)
   compiled = lowered.compile()

@@ -23,11 +23,11 @@ import torch
 
 from benchmarks import turns
 from convmixer_jax import ConvMixer
-from convmixer_jax import mesh as mesh_lib
 from convmixer_jax.augment import Augmentation
-from convmixer_jax.optim import make_optimizer
-from convmixer_jax.state import create_state
-from convmixer_jax.step import train_step
+from convmixer_jax.checkpoint.state import create_state
+from convmixer_jax.optim.optimizer import make_optimizer
+from convmixer_jax.parallel import sharding
+from convmixer_jax.training.step import train_step
 from tests.golden.torch_convmixer import conv_mixer
 
 # dim, depth, kernel, patch, activation, batch, image size
@@ -45,7 +45,7 @@ def jax_call(name: str, image: np.ndarray, label: np.ndarray, **attributes) -> C
   dim, depth, kernel, patch, activation, _, size = MODELS[name]
   model = ConvMixer(dim, depth, kernel, patch, CLASSES, activation, **attributes)
   optimizer = make_optimizer(optax.constant_schedule(1e-3), weight_decay=0.01, decay="all")
-  state = create_state(model, optimizer, mesh_lib.make_mesh(), seed=0, image_shape=(size, size, 3))
+  state = create_state(model, optimizer, sharding.make_mesh(), seed=0, image_shape=(size, size, 3))
   batch = {"image": jnp.asarray(image), "label": jnp.asarray(label), "mask": jnp.ones(len(label))}
   if flags.FLAGS.mode == "inference":
     variables = {"params": state.params, "batch_stats": state.batch_stats}

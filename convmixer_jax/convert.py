@@ -21,9 +21,10 @@ from absl import flags
 import jax
 import numpy as np
 
-from convmixer_jax import bundle, command, pretrained, storage
+from convmixer_jax import cli, pretrained, storage
 from convmixer_jax.errors import UserError
-from convmixer_jax.trained import TrainedModel
+from convmixer_jax.pretrained import bundle
+from convmixer_jax.pretrained.trained import TrainedModel
 
 
 def convert(
@@ -98,9 +99,9 @@ def main(argv: Sequence[str]) -> None:
 
 def run() -> None:
   """The entry point."""
-  command.define_activation()
+  cli.define_activation()
   flags.DEFINE_enum("layout", "timm", ["timm", "sequential"], "Names of a file's arrays.")
-  command.run(main)
+  cli.run(main)
 
 
 if __name__ == "__main__":

@@ -31,12 +31,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from convmixer_jax import bundle, command, compiling, pretrained, stablehlo, storage
-from convmixer_jax.act_norm import ACTIVATIONS
+from convmixer_jax import cli, pretrained, storage
 from convmixer_jax.errors import UserError
-from convmixer_jax.model import ConvMixer
-from convmixer_jax.stablehlo import Forward
-from convmixer_jax.trained import TrainedModel
+from convmixer_jax.model.act_norm import ACTIVATIONS
+from convmixer_jax.model.convmixer import ConvMixer
+from convmixer_jax.native import xla_cache
+from convmixer_jax.pretrained import bundle, stablehlo
+from convmixer_jax.pretrained.stablehlo import Forward
+from convmixer_jax.pretrained.trained import TrainedModel
 
 # Of the logits: absolute where they are small, relative to the greatest one otherwise.
 TOLERANCE = 1e-4
@@ -184,7 +186,7 @@ def main(argv: Sequence[str]) -> None:
     raise UserError(f"{argv[1]!r} is not a flag: flags begin with --")
   out = pathlib.Path(options.out).expanduser()
   check_target(out, options.format)  # before the weights are read
-  compiling.use_cache()
+  xla_cache.use_cache()
   weights = pretrained.read(options.init_from, activation=options.activation)
   error = export(weights, out, options.format, options.image_size)
   print(f"{out}: the logits differ by at most {error:.2g} from the model's")
@@ -195,13 +197,13 @@ def run() -> None:
   flags.DEFINE_string(
     "init_from", None, "Weights: a file, a model's name, or a run's workdir.", required=True
   )
-  command.define_activation()
+  cli.define_activation()
   flags.DEFINE_string("format", "stablehlo", f"One of {', '.join(FORMATS)}.")
   flags.DEFINE_string("out", None, "File to write, or directory.", required=True)
   flags.DEFINE_integer(
     "image_size", None, "Side in pixels; default that of the weights, or 224.", 1
   )
-  command.run(main)
+  cli.run(main)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import sys
 from absl import flags
 from ml_collections import config_dict
 
-from convmixer_jax import command, storage
+from convmixer_jax import cli, storage
 from convmixer_jax import config as config_lib
 from convmixer_jax.errors import UserError
 
@@ -83,9 +83,9 @@ def main(argv: Sequence[str]) -> None:
   config = read_config(workdir)
   config_lib.validate(config)
   # JAX is imported after the flags are known to be right, and not by data workers.
-  from convmixer_jax import distributed
+  from convmixer_jax.parallel import processes
 
-  with distributed.joined(
+  with processes.joined(
     options.coordinator,
     options.num_processes,
     options.process_id,
@@ -97,11 +97,11 @@ def main(argv: Sequence[str]) -> None:
 def _dispatch(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
   import jax
 
-  from convmixer_jax import compiling
-  from convmixer_jax.evaluate import evaluate_checkpoint, evaluate_weights
-  from convmixer_jax.train import train
+  from convmixer_jax.native import xla_cache
+  from convmixer_jax.training.evaluate import evaluate_checkpoint, evaluate_weights
+  from convmixer_jax.training.loop import train
 
-  compiling.use_cache()
+  xla_cache.use_cache()
   options = flags.FLAGS
   if options.mode == "train":
     if signum := train(config, workdir):
@@ -120,7 +120,7 @@ def _dispatch(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
 def run() -> None:
   """The entry point."""
   define_flags(sys.argv)
-  command.run(main)
+  cli.run(main)
 
 
 if __name__ == "__main__":

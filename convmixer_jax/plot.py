@@ -21,13 +21,16 @@ import jax
 from ml_collections import config_dict
 import numpy as np
 
-from convmixer_jax import command, compiling, data, report
+from convmixer_jax import cli
 from convmixer_jax import config as config_lib
-from convmixer_jax import mesh as mesh_lib
+from convmixer_jax.data import batches
 from convmixer_jax.errors import UserError
-from convmixer_jax.evaluate import Evaluator, restore_variables
-from convmixer_jax.history import History, label, read_history, read_sweep
-from convmixer_jax.optim import make_schedule
+from convmixer_jax.native import xla_cache
+from convmixer_jax.optim.schedules import make_schedule
+from convmixer_jax.parallel import sharding
+from convmixer_jax.results import page as report
+from convmixer_jax.results.history import History, label, read_history, read_sweep
+from convmixer_jax.training.evaluate import Evaluator, restore_variables
 
 _MISTAKES = 24  # images in a report
 
@@ -84,7 +87,7 @@ def draw_run(
     "planned": f"{config.run.epochs} epochs",
   }
   try:
-    mesh = mesh_lib.make_mesh()
+    mesh = sharding.make_mesh()
     variables, step = restore_variables(config, mesh, workdir)
     count = sum(x.size for x in jax.tree.leaves(variables["params"]))
     summary |= {"parameters": f"{count:,}", "checkpoint": f"step {step}, the newest readable one"}
@@ -195,7 +198,7 @@ def _draw_answers(
   names = list(source.class_names)
   chosen = predictions.confidently_wrong(_MISTAKES)
   numbers = evaluator.batches.readable()[chosen]
-  images, _ = data.read(source, evaluator.batches.preprocess, numbers, [None] * len(numbers))
+  images, _ = batches.read(source, evaluator.batches.preprocess, numbers, [None] * len(numbers))
   wrong = [
     (int(index), image, source.describe(int(number)))
     for index, number, image in zip(chosen, numbers, images, strict=True)
@@ -212,7 +215,7 @@ def _draw_answers(
 def _figures() -> ModuleType:
   """The drawings; imported here, because they alone need matplotlib."""
   try:
-    from convmixer_jax import figures
+    from convmixer_jax.results import figures
   except ModuleNotFoundError as error:
     if error.name is None or error.name.partition(".")[0] != "matplotlib":
       raise
@@ -241,7 +244,7 @@ def main(argv: Sequence[str]) -> None:
     raise UserError("which run? Give its directory: python -m convmixer_jax.plot runs/digits")
   with_report, block = flags.FLAGS.report, flags.FLAGS.block
   claimed = _parse_claimed(flags.FLAGS.claimed)
-  compiling.use_cache()
+  xla_cache.use_cache()
   runs = [path for path in workdirs if not (path / "sweep.jsonl").exists()]
   for path in runs:
     _read_config(path, block)  # an error before any work
@@ -278,7 +281,7 @@ def run() -> None:
   )
   flags.DEFINE_boolean("report", True, "Write report.html, for which the run is evaluated.")
   flags.DEFINE_string("out", "runs/plots", "Gets the pictures of several runs together.")
-  command.run(main)
+  cli.run(main)
 
 
 if __name__ == "__main__":

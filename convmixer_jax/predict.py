@@ -25,13 +25,16 @@ import jax
 import numpy as np
 import PIL.Image
 
-from convmixer_jax import augment, class_names, command, compiling, pretrained, stablehlo, trained
+from convmixer_jax import augment, cli, pretrained
+from convmixer_jax.data import class_names
+from convmixer_jax.data.datasets import IMAGE_SUFFIXES, images
+from convmixer_jax.data.preprocess import Preprocess
 from convmixer_jax.depthwise import native
 from convmixer_jax.errors import UserError
-from convmixer_jax.model import ConvMixer, default_layout
-from convmixer_jax.preprocess import Preprocess
-from convmixer_jax.source import IMAGE_SUFFIXES, images
-from convmixer_jax.trained import Preprocessing, TrainedModel
+from convmixer_jax.model.convmixer import ConvMixer, default_layout
+from convmixer_jax.native import xla_cache
+from convmixer_jax.pretrained import stablehlo, trained
+from convmixer_jax.pretrained.trained import Preprocessing, TrainedModel
 
 # A model of normalised images [b, h, w, c] that gives logits [b, classes], after its variables.
 Forward = Callable[[Any, jax.Array], Any]
@@ -247,7 +250,7 @@ def main(argv: Sequence[str]) -> None:
   """Predicts as the command line says."""
   options = flags.FLAGS
   files = find_images(argv[1:])
-  compiling.use_cache()
+  xla_cache.use_cache()
   forward, variables, preprocessing = _open(
     options.init_from, options.activation, options.image_size
   )
@@ -273,11 +276,11 @@ def run() -> None:
     "Weights: a file, a model's name, a run's workdir, or what export wrote.",
     required=True,
   )
-  command.define_activation()
+  cli.define_activation()
   flags.DEFINE_bool("json", False, "Print one JSON object a line.")
   flags.DEFINE_integer("batch_size", 8, "Images that go through the model together.", 1)
   flags.DEFINE_integer("image_size", None, "Side in pixels; default that of the weights.", 1)
-  command.run(main)
+  cli.run(main)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,10 @@ from typing import Any
 from absl import flags
 from ml_collections import config_dict
 
-from convmixer_jax import command, lock, storage
+from convmixer_jax import cli, storage
 from convmixer_jax import config as config_lib
 from convmixer_jax.errors import UserError
+from convmixer_jax.parallel import lock
 
 Overrides = dict[str, Any]
 
@@ -118,9 +119,9 @@ def sweep(config_file: pathlib.Path, workdir: pathlib.Path, over: Sequence[str])
   for overrides in combinations(config, over):
     name = ",".join(f"{key}={value}" for key, value in overrides.items())
     settings = [f"--config.{key}={value}" for key, value in overrides.items()]
-    command = [sys.executable, "-m", "convmixer_jax.main", f"--config={config_file}"]
+    cli = [sys.executable, "-m", "convmixer_jax.main", f"--config={config_file}"]
     print(f"== {name}", flush=True)
-    run = subprocess.run([*command, f"--workdir={workdir / name}", *settings], check=False)
+    run = subprocess.run([*cli, f"--workdir={workdir / name}", *settings], check=False)
     if run.returncode > 128 or run.returncode < 0:
       raise KeyboardInterrupt
     if run.returncode:
@@ -152,7 +153,7 @@ def run() -> None:
   )
   flags.DEFINE_string("workdir", None, "Holds the runs; default runs/sweep_NAME_OF_CONFIG.")
   flags.DEFINE_multi_string("over", [], "section.key=value,value,...; may be given several times.")
-  command.run(main)
+  cli.run(main)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from convmixer_jax import class_names, evaluate, train
 from convmixer_jax import config as config_lib
 from convmixer_jax.augment import rectangle
+from convmixer_jax.data import class_names
 from convmixer_jax.sweep import combinations, parameter_count
+from convmixer_jax.training import evaluate, loop
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
@@ -126,8 +127,8 @@ def test_folder_starts_with_nothing_but_a_directory(tmp_path, layout):
   config.data.data_dir = str(root)
   config.model.update(dim=8, depth=1)
   config.run.max_steps = 2
-  train.train(config, tmp_path / "run")
-  train.train(config, tmp_path / "run")  # finished already, and the same run
+  loop.train(config, tmp_path / "run")
+  loop.train(config, tmp_path / "run")  # finished already, and the same run
   saved = config_lib.read_json(tmp_path / "run" / "config.json")
   assert saved.model.num_classes == 3
   found = evaluate.evaluate_checkpoint(saved, tmp_path / "run")

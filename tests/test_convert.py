@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convmixer_jax import bundle, convert, pretrained, storage
 from convmixer_jax import config as config_lib
+from convmixer_jax import convert, pretrained, storage
 from convmixer_jax.errors import UserError
-from convmixer_jax.model import ConvMixer
-from convmixer_jax.train import train
-from convmixer_jax.trained import Preprocessing, TrainedModel
+from convmixer_jax.model.convmixer import ConvMixer
+from convmixer_jax.pretrained import bundle
+from convmixer_jax.pretrained.trained import Preprocessing, TrainedModel
+from convmixer_jax.training.loop import train
 
 ROOT = pathlib.Path(__file__).parents[1]
 MODEL = ConvMixer(8, 2, 4, 2, 5, activation="relu")

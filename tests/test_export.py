@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convmixer_jax import export, pretrained, stablehlo
+from convmixer_jax import export, pretrained
 from convmixer_jax.errors import UserError
-from convmixer_jax.model import ConvMixer
-from convmixer_jax.trained import Preprocessing, TrainedModel
+from convmixer_jax.model.convmixer import ConvMixer
+from convmixer_jax.pretrained import stablehlo
+from convmixer_jax.pretrained.trained import Preprocessing, TrainedModel
 
 NEEDS = Preprocessing(
   8, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.75, ("ant", "bee", "cat", "dog", "elk")

@@ -29,6 +29,9 @@ def graph_of(package):
 
 
 GRAPH = graph_of(PACKAGE)
+COMMANDS = {
+  path.stem for path in PACKAGE.glob("*.py") if '__name__ == "__main__"' in path.read_text()
+}
 
 
 def depth(name, graph=GRAPH):
@@ -36,15 +39,27 @@ def depth(name, graph=GRAPH):
   return max((1 + depth(below, graph) for below in graph.get(name, ())), default=0)
 
 
-def test_imports_point_one_way_and_are_shallow():
+def test_beside_folders_and_commands_there_is_little():
+  others = {path.stem for path in PACKAGE.glob("*.py")} - COMMANDS
+  assert others == {"__init__", "cli", "config", "errors", "storage", "zoo"}
+
+
+def test_imports_of_files_and_folders_point_one_way():
   depths = {name: depth(name) for name in GRAPH}
   assert depths["main"] == max(depths.values())
-  for leaf in ("compiled", "errors", "metrics", "optim", "outline", "own_gradient", "predictions"):
+  for leaf in ("errors", "native", "optim"):
     assert depths[leaf] == 0, leaf
-  assert GRAPH["depthwise"] <= {"compiled", "errors", "outline", "own_gradient"}
+  assert GRAPH["depthwise"] <= {"errors", "native"}
+  assert GRAPH["model"] <= {"depthwise", "errors"}
   assert GRAPH["augment"] <= {"errors"}
-  assert GRAPH["figures"] == {"history"}
-  assert "train" not in set().union(*(GRAPH[name] for name in GRAPH if name != "main"))
+  assert not COMMANDS & set().union(*(GRAPH[name] for name in GRAPH.keys() - COMMANDS))
+
+
+def test_imports_inside_folders_point_one_way():
+  for folder in PACKAGE.rglob("__init__.py"):
+    graph = graph_of(folder.parent)
+    for name in graph:
+      assert depth(name, graph) < len(graph), (folder.parent.name, name)
 
 
 def test_what_images_go_through_knows_nothing_of_policies():
@@ -56,8 +71,9 @@ def test_what_images_go_through_knows_nothing_of_policies():
 
 def test_only_the_drawings_know_matplotlib():
   users = {path for path in PACKAGE.rglob("*.py") if "import matplotlib" in path.read_text()}
-  assert {path.parent for path in users} == {PACKAGE / "figures"}
-  assert [name for name in GRAPH if "figures" in GRAPH[name]] == ["plot"]
+  assert {path.parent for path in users} == {PACKAGE / "results" / "figures"}
+  graph = graph_of(PACKAGE / "results")
+  assert [name for name in graph if "figures" in graph[name]] == []
 
 
 def length(function):

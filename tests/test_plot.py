@@ -17,16 +17,19 @@ import PIL.Image
 import pytest
 
 from convmixer_jax import config as config_lib
-from convmixer_jax import figures, mesh, plot, report
+from convmixer_jax import plot
+from convmixer_jax.data.datasets import open_source
 from convmixer_jax.errors import UserError
-from convmixer_jax.evaluate import restore_variables
-from convmixer_jax.history import History, read_history
-from convmixer_jax.optim import make_schedule
-from convmixer_jax.predictions import Predictions
-from convmixer_jax.source import open_source
-from convmixer_jax.state import make_model
-from convmixer_jax.train import train
-from tests.test_checkpoint import truncate
+from convmixer_jax.optim.schedules import make_schedule
+from convmixer_jax.parallel import sharding
+from convmixer_jax.results import figures
+from convmixer_jax.results import page as report
+from convmixer_jax.results.history import History, read_history
+from convmixer_jax.results.predictions import Predictions
+from convmixer_jax.training.build import make_model
+from convmixer_jax.training.evaluate import restore_variables
+from convmixer_jax.training.loop import train
+from tests.checkpoint.test_manager import truncate
 
 ROOT = pathlib.Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
@@ -98,10 +101,10 @@ def lines(workdir):
 def answers_by_hand(workdir, step=None):
   """Images and labels of the test split, and the probabilities of the checkpoint."""
   config = config_lib.read_json(workdir / "config.json")
-  variables, _ = restore_variables(config, mesh.make_mesh(), workdir, step)
+  variables, _ = restore_variables(config, sharding.make_mesh(), workdir, step)
   source = open_source("digits", "test")
   image = np.float32((source.images / 255 - config.augment.mean) / config.augment.std)
-  model = make_model(config, mesh.make_mesh(jax.devices()[:1]))
+  model = make_model(config, sharding.make_mesh(jax.devices()[:1]))
   logits = model.apply(jax.device_get(variables), image)
   return source.images, source.labels, np.asarray(jax.nn.softmax(logits))
 
@@ -125,7 +128,7 @@ def test_pictures_show_the_metrics_and_the_weights_of_the_run(workdir, drawn):
     np.interp(recorded.get_xdata(), *planned.get_data()), recorded.get_ydata(), atol=1e-6
   )
   config = config_lib.read_json(workdir / "config.json")
-  variables, _ = restore_variables(config, mesh.make_mesh(), workdir, 44)
+  variables, _ = restore_variables(config, sharding.make_mesh(), workdir, 44)
   kernel = np.asarray(variables["params"]["blocks_1"]["depthwise"]["kernel"])
   grid = drawn["depthwise_kernels"].axes[1].images[0].get_array()
   np.testing.assert_array_equal(grid[1:7:2, 1:7:2], kernel[:, :, 0, 0])  # each pixel twice
@@ -176,7 +179,7 @@ def test_report_of_a_run(workdir, drawn):
 
 def answers_parameters(workdir):
   config = config_lib.read_json(workdir / "config.json")
-  return restore_variables(config, mesh.make_mesh(), workdir)[0]["params"]
+  return restore_variables(config, sharding.make_mesh(), workdir)[0]["params"]
 
 
 def test_the_newest_readable_checkpoint_counts(workdir, drawn):

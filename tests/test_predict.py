@@ -13,15 +13,17 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from convmixer_jax import class_names, convert, export, inputs, predict, pretrained
 from convmixer_jax import config as config_lib
+from convmixer_jax import convert, export, predict, pretrained
+from convmixer_jax.data import class_names
+from convmixer_jax.data.datasets import open_source
 from convmixer_jax.errors import UserError
-from convmixer_jax.evaluate import Evaluator
-from convmixer_jax.mesh import make_mesh
-from convmixer_jax.model import ConvMixer
-from convmixer_jax.source import open_source
-from convmixer_jax.train import train
-from convmixer_jax.trained import Preprocessing, TrainedModel, imagenet
+from convmixer_jax.model.convmixer import ConvMixer
+from convmixer_jax.parallel.sharding import make_mesh
+from convmixer_jax.pretrained import trained
+from convmixer_jax.pretrained.trained import Preprocessing, TrainedModel, imagenet
+from convmixer_jax.training.evaluate import Evaluator
+from convmixer_jax.training.loop import train
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -315,17 +317,17 @@ def test_mistakes_of_the_command_line_are_one_line(tmp_path):
 def test_names_of_a_run(configs, tmp_path, caplog):
   config = config_lib.read(configs / "digits.py")
   class_names.write(tmp_path, ["n01443537", "été"])
-  assert inputs.preprocessing_of(config, tmp_path).class_names == ("goldfish", "été")
+  assert trained.preprocessing_of(config, tmp_path).class_names == ("goldfish", "été")
   (tmp_path / "class_names.json").write_text("[")
   with pytest.raises(UserError, match=r"class_names.json is damaged: .* writes it again"):
-    inputs.preprocessing_of(config, tmp_path)
+    trained.preprocessing_of(config, tmp_path)
   (tmp_path / "class_names.json").unlink()  # as in runs that did not write it
-  assert inputs.preprocessing_of(config, tmp_path).class_names == tuple("0123456789")
+  assert trained.preprocessing_of(config, tmp_path).class_names == tuple("0123456789")
   config.data.update(dataset="folder", data_dir="/nowhere")
-  assert inputs.preprocessing_of(config, tmp_path).class_names is None
+  assert trained.preprocessing_of(config, tmp_path).class_names is None
   assert "names of the classes are not known, because data are missing" in caplog.text
   config.data.dataset = "imagenet2012"
-  assert inputs.preprocessing_of(config, tmp_path).class_names[1] == "goldfish"
+  assert trained.preprocessing_of(config, tmp_path).class_names[1] == "goldfish"
 
 
 @pytest.mark.parametrize(
@@ -336,4 +338,4 @@ def test_the_crop_of_a_run_is_that_of_its_evaluation(configs, tmp_path, crop, ca
   """Images in a cache have one size, and are evaluated whole."""
   config = config_lib.read(configs / "digits.py")
   config.data.update(crop=crop, cache=cache, eval_crop_fraction=0.875)
-  assert inputs.preprocessing_of(config, tmp_path).crop_fraction == fraction
+  assert trained.preprocessing_of(config, tmp_path).crop_fraction == fraction

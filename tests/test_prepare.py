@@ -23,6 +23,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from convmixer_jax import prepare
+from convmixer_jax.data import builders
 from convmixer_jax.errors import UserError
 
 GOLDEN = pathlib.Path(__file__).with_name("golden")
@@ -38,7 +39,7 @@ def source(tmp_path, monkeypatch):
   images = {key: base64.b64decode(before) for key, (before, _) in golden["repair"].items()}
   make["make_imagenet"](directory, **images)
   archives = make["make_cifar"](directory)
-  for builder in (prepare.Cifar10, prepare.Cifar100):
+  for builder in (builders.Cifar10, builders.Cifar100):
     # A copy, for the dictionary is TFDS's and would stay changed.
     monkeypatch.setattr(builder, "url_infos", dict(builder.url_infos))
     make["register"](builder, archives)
@@ -102,10 +103,10 @@ def test_downloads_and_refuses_a_damaged_download(source, tmp_path, monkeypatch)
   with http.server.ThreadingHTTPServer(("localhost", 0), handler) as server:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://localhost:{server.server_port}/cifar-10-binary.tar.gz"
-    layout = prepare.Cifar10(data_dir=tmp_path)._cifar_info._replace(url=url)
-    monkeypatch.setattr(prepare.Cifar10, "_cifar_info", layout)
+    layout = builders.Cifar10(data_dir=tmp_path)._cifar_info._replace(url=url)
+    monkeypatch.setattr(builders.Cifar10, "_cifar_info", layout)
     archive = source / "cifar-10-binary.tar.gz"
-    make["register"](prepare.Cifar10, {url: archive})
+    make["register"](builders.Cifar10, {url: archive})
     whole = archive.read_bytes()
     archive.write_bytes(whole[:-1] + b"x")
     with pytest.raises(UserError, match=r"localhost.*damaged.*--manual_dir.*checksum"):
@@ -136,9 +137,9 @@ def test_the_longest_wait_for_a_network_is_short():
 @pytest.mark.filterwarnings("ignore:unclosed")  # requests leaves the connection to the collector
 def test_no_network_for_cifar10(dead_port, tmp_path, monkeypatch, caplog):
   url = f"http://127.0.0.1:{dead_port}/cifar-10-binary.tar.gz"
-  layout = prepare.Cifar10(data_dir=tmp_path)._cifar_info
-  monkeypatch.setattr(prepare.Cifar10, "url_infos", {url: prepare.Cifar10.url_infos[layout.url]})
-  monkeypatch.setattr(prepare.Cifar10, "_cifar_info", layout._replace(url=url))
+  layout = builders.Cifar10(data_dir=tmp_path)._cifar_info
+  monkeypatch.setattr(builders.Cifar10, "url_infos", {url: builders.Cifar10.url_infos[layout.url]})
+  monkeypatch.setattr(builders.Cifar10, "_cifar_info", layout._replace(url=url))
   start = time.monotonic()
   with pytest.raises(UserError, match=rf"^{url} cannot be downloaded.* --manual_dir=DIR") as error:
     prepare.prepare("cifar10", data_dir=str(tmp_path))
@@ -291,6 +292,7 @@ def test_killed_preparation_does_not_look_ready(tmp_path):
   script = f"""
 import os, signal
 from convmixer_jax import prepare
+from convmixer_jax.data import builders
 
 def killed(self, split, classes):
   yield "a/0.jpg", {{"image": split / "a/0.jpg", "label": "a", "file_name": "a/0.jpg"}}

@@ -9,7 +9,7 @@ import pytest
 from convmixer_jax import config as config_lib
 from convmixer_jax import sweep
 from convmixer_jax.errors import UserError
-from tests.test_model import COUNTS
+from tests.model.test_convmixer import COUNTS
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = ROOT / "configs" / "digits.py"

@@ -10,9 +10,10 @@ import numpy as np
 
 from convmixer_jax import ConvMixer
 from convmixer_jax.augment import Augmentation
-from convmixer_jax.optim import make_optimizer, make_schedule
-from convmixer_jax.state import TrainState
-from convmixer_jax.step import train_step
+from convmixer_jax.checkpoint.state import TrainState
+from convmixer_jax.optim.optimizer import make_optimizer
+from convmixer_jax.optim.schedules import make_schedule
+from convmixer_jax.training.step import train_step
 
 EPOCHS, STEPS_PER_EPOCH, BATCH, CLASSES = 5, 4, 16, 7
 RECIPES = {

@@ -22,7 +22,8 @@ from benchmarks.faults.runs import (
   final_state,
   newest,
 )
-from convmixer_jax import main, step, train
+from convmixer_jax import main
+from convmixer_jax.training import loop, step
 
 
 def not_a_number(bench: Bench) -> Outcome:
@@ -44,14 +45,14 @@ def not_a_number(bench: Bench) -> Outcome:
   return outcome
 
 
-def experiment(kind: str, moment: int) -> type[train.Experiment]:
+def experiment(kind: str, moment: int) -> type[loop.Experiment]:
   """An `Experiment` whose step of this number, from 1, has the fault; all others are compiled as
   they always are, so that their numbers are the same in every bit.
   """
 
-  class Poisoned(train.Experiment):
+  class Poisoned(loop.Experiment):
     def __init__(self, *settings):
-      with mock.patch.object(train, "train_step", POISONED[kind]):
+      with mock.patch.object(loop, "train_step", POISONED[kind]):
         super().__init__(*settings)
       spoiled = self.train_step
       super().__init__(*settings)
@@ -100,5 +101,5 @@ POISONED = {"gradient": _of_gradient, "update": _of_update}
 
 if __name__ == "__main__":
   own, sys.argv[1:] = sys.argv[1:3], sys.argv[3:]
-  train.Experiment = experiment(own[0], int(own[1]))  # type: ignore[misc]
+  loop.Experiment = experiment(own[0], int(own[1]))  # type: ignore[misc]
   main.run()

@@ -16,8 +16,8 @@ import jax
 import numpy as np
 
 from convmixer_jax import config as config_lib
-from convmixer_jax.checkpoint import resume
-from convmixer_jax.train import Experiment
+from convmixer_jax.checkpoint.manager import resume
+from convmixer_jax.training.experiment import Experiment
 
 SAVE_EVERY, STEPS = 4, 44
 SMALL = (

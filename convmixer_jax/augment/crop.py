@@ -27,7 +27,7 @@ def random_resized_crop(
 ) -> jax.Array:
   """Crops each image at random and resizes the crop to the size of the image.
 
-  The same rule as on the host (`data.Preprocess`): timm's
+  The same rule as on the host (`preprocess.Preprocess`): timm's
   `RandomResizedCropAndInterpolation`, and Pillow's resize.
 
   Args:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from convmixer_jax.depthwise import native, pallas_gpu, taps, xla
-from convmixer_jax.own_gradient import own_gradient
+from convmixer_jax.depthwise.own_gradient import own_gradient
 
 # A backend is a module with forward(x, kernel, layout) -> y and backward(x, kernel, y_grad, layout)
 # -> (x_grad, kernel_grad). A new one, for instance a GPU kernel, is one file, one line here and one

@@ -1,8 +1,8 @@
-"""Depthwise convolution for CPU in C++: `native.cc`, called by XLA's foreign function interface.
+"""Depthwise convolution for CPU in C++: `native/depthwise.cc`, called by XLA's foreign function interface.
 
 Nothing is compiled at installation. The machine's C++ compiler ($CXX, or else c++) makes the
 library when the first computation is traced, and leaves it in $XDG_CACHE_HOME/convmixer_jax
-(~/.cache without that variable) for the processes to come; see `compiled.py`.
+(~/.cache without that variable) for the processes to come; see `native/compiler.py`.
 
 What XLA does not know of such calls: a `jit` over sharded maps gathers them first, unless the
 convolution is inside `shard_map`; the result is the same. What `jax.export` makes of one needs
@@ -19,12 +19,12 @@ import jax
 from jax import Array, lax
 import jax.numpy as jnp
 
-from convmixer_jax.compiled import CompilerError, library
 from convmixer_jax.errors import UserError
+from convmixer_jax.native.compiler import CompilerError, library
 
 _log = logging.getLogger(__name__)
 
-_SOURCE = pathlib.Path(__file__).with_name("native.cc")
+_SOURCE = pathlib.Path(__file__).parents[1] / "native" / "depthwise.cc"
 TARGETS = {
   "convmixer_jax_depthwise_forward": "DepthwiseForward",
   "convmixer_jax_depthwise_backward": "DepthwiseBackward",

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from jax import Array, lax
 import jax.numpy as jnp
 
-from convmixer_jax.outline import outlined
+from convmixer_jax.depthwise.no_inline import outlined
 
 
 def forward(x: Array, kernel_hwc: Array, layout: str) -> Array:

@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from convmixer_jax import bundle, names, storage, trained
-from convmixer_jax.act_norm import ACTIVATIONS
+from convmixer_jax import storage
 from convmixer_jax.errors import UserError
-from convmixer_jax.model import ConvMixer
-from convmixer_jax.pretrained import hub, pickled, safetensors, state_dict
-from convmixer_jax.trained import Preprocessing, TrainedModel
+from convmixer_jax.model import names
+from convmixer_jax.model.act_norm import ACTIVATIONS
+from convmixer_jax.model.convmixer import ConvMixer
+from convmixer_jax.pretrained import bundle, hub, pickled, safetensors, state_dict, trained
+from convmixer_jax.pretrained.trained import Preprocessing, TrainedModel
 
 _SAFETENSORS = ".safetensors"
 _PICKLED = (".pth", ".pth.tar", ".pt", ".bin")
@@ -282,8 +283,8 @@ def _noted_preprocessing(
 
 def _read_workdir(workdir: pathlib.Path) -> TrainedModel:
   """Of a run, the model and the variables of the newest checkpoint that can be read."""
-  from convmixer_jax import checkpoint, inputs  # only now: Orbax takes long to import
   from convmixer_jax import config as config_lib
+  from convmixer_jax.checkpoint import manager  # only now: Orbax takes long to import
 
   config = config_lib.read_json(workdir / "config.json")
   config_lib.validate(config)
@@ -292,7 +293,7 @@ def _read_workdir(workdir: pathlib.Path) -> TrainedModel:
   like = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, np.float32))
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   like = jax.tree.map(lambda x: x.update(sharding=here), like)
-  variables, step = checkpoint.restore(workdir, like)
+  variables, step = manager.restore(workdir, like)
   _log.info("%s: weights after step %d", workdir, step)
-  preprocessing = inputs.preprocessing_of(config, workdir)
+  preprocessing = trained.preprocessing_of(config, workdir)
   return TrainedModel(model, variables, model.activation, preprocessing)

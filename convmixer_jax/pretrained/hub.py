@@ -9,8 +9,9 @@ import queue
 import threading
 from typing import Any
 
-from convmixer_jax import compiled, names
 from convmixer_jax.errors import UserError
+from convmixer_jax.model import names
+from convmixer_jax.native import compiler
 
 _FILE = "model.safetensors"
 _SECONDS = 8  # that the hub has to answer in
@@ -66,7 +67,7 @@ def _download(hub: Any, repository: str) -> pathlib.Path:
     if error.errno not in _NOT_WRITABLE:
       raise
     _log.warning("the weights cannot be kept for the next start: %s. Set HF_HOME", error)
-    return pathlib.Path(hub.hf_hub_download(repository, _FILE, cache_dir=compiled.scratch()))
+    return pathlib.Path(hub.hf_hub_download(repository, _FILE, cache_dir=compiler.scratch()))
 
 
 def _ask(hub: Any, url: str) -> None:

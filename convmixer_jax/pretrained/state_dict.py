@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from convmixer_jax.errors import UserError
-from convmixer_jax.model import ConvMixer
+from convmixer_jax.model.convmixer import ConvMixer
 
 LAYOUTS = ("timm", "sequential")
 # Where a training keeps weights, best first, as in timm's `load_state_dict`; and what wrappers of

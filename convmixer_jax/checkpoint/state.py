@@ -1,0 +1,63 @@
+"""All that a training run carries from step to step, and its making."""
+
+import logging
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import optax
+
+from convmixer_jax.model.convmixer import ConvMixer
+from convmixer_jax.parallel import sharding
+
+_log = logging.getLogger(__name__)
+
+
+class TrainState(flax.struct.PyTreeNode):
+  """A pytree: finished steps, variables, optimiser state and the root of all randomness.
+
+  `ema` holds the exponential moving averages of both variables, if they are kept.
+  """
+
+  step: jax.Array
+  params: Any
+  batch_stats: Any
+  opt_state: optax.OptState
+  key: jax.Array
+  ema: Any = None
+
+  def variables(self) -> dict[str, Any]:
+    """What the model is applied with."""
+    return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def create_state(
+  model: ConvMixer,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh,
+  *,
+  seed: int,
+  image_shape: tuple[int, int, int],
+  with_ema: bool = False,
+) -> TrainState:
+  """A fresh state, made on the mesh, where `sharding.cut` says.
+
+  Args:
+    model: whose variables are initialised.
+    optimizer: whose state is.
+    mesh: where.
+    seed: of the initialisation and of all later randomness.
+    image_shape: (height, width, channels).
+    with_ema: whether averages of the variables are kept.
+  """
+
+  def create() -> TrainState:
+    init_key, key = jax.random.split(jax.random.key(seed))
+    variables = model.init(init_key, jnp.zeros((1, *image_shape)))
+    params, batch_stats = variables["params"], variables["batch_stats"]
+    step, ema = jnp.zeros((), jnp.int32), variables if with_ema else None
+    return TrainState(step, params, batch_stats, optimizer.init(params), key, ema)
+
+  return jax.jit(create, out_shardings=sharding.cut(mesh, jax.eval_shape(create)))()

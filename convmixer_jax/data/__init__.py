@@ -1,0 +1,1 @@
+"""From files to batches on the mesh: datasets, decoding, shuffling, and corrupt examples."""

@@ -1,0 +1,257 @@
+"""Batches of decoded uint8 images, each a pure function of the seed and its number.
+
+There is no iterator state: the position of a run in its data is the number of
+the next batch, so a run resumes exactly, with any number of worker processes.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent import futures
+import dataclasses
+import functools
+import itertools
+import logging
+import os
+
+from absl import flags
+import grain
+import numpy as np
+
+from convmixer_jax.data.corrupt import Damage
+from convmixer_jax.data.datasets import ArraySource, Source
+from convmixer_jax.data.preprocess import Preprocess
+from convmixer_jax.errors import DamagedError, UserError
+
+_log = logging.getLogger(__name__)
+
+Batch = dict[str, np.ndarray]
+
+_WORKER_DIED = "Worker process was terminated unexpectedly"  # Grain's message
+_ATTEMPTS = 4  # to read on with new workers, in one iteration
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+  """The batches of one split, numbered through all epochs.
+
+  A batch is {"image": uint8 [b, h, w, c], "label": int32 [b], "mask": float32
+  [b]}, or, with `index_only`, {"index": int32 [b], "mask"} for images that lie
+  on the device; b is this process's share of the global batch.
+
+  In training another example takes the place of one that is damaged: seed, batch
+  and row decide which, so that the batch stays as large. In evaluation its mask is 0.
+
+  Attributes:
+    source: the split.
+    preprocess: makes images of one size.
+    batch_size: of the global batch.
+    train: shuffled anew in each epoch, cropped at random. Otherwise in order,
+      the last batch padded with examples whose mask is 0.
+    seed: of shuffling and crops.
+    drop_remainder: in training, leave out an epoch's last, smaller batch.
+    process_index, process_count: which share of each batch is made.
+    index_only: leave images and labels out.
+    damage: the damaged examples that were found.
+  """
+
+  source: Source
+  preprocess: Preprocess
+  batch_size: int
+  train: bool
+  seed: int = 0
+  drop_remainder: bool = True
+  process_index: int = 0
+  process_count: int = 1
+  index_only: bool = False
+  damage: Damage = dataclasses.field(default_factory=Damage, compare=False)
+
+  def __len__(self) -> int:
+    """Batches in an epoch."""
+    whole, rest = divmod(len(self.source), self.batch_size)
+    return whole + (rest > 0 and not (self.train and self.drop_remainder))
+
+  def indices(self, number: int) -> np.ndarray:
+    """The examples of global batch `number`, int [<= batch_size]."""
+    epoch, position = divmod(number, len(self))
+    rows = slice(position * self.batch_size, (position + 1) * self.batch_size)
+    if self.train:
+      return _shuffled(len(self.source), self.seed, epoch)[rows]
+    return np.arange(len(self.source))[rows]
+
+  def __getitem__(self, number: int) -> Batch:
+    return self._make(number)[0]
+
+  def readable(self) -> np.ndarray:
+    """The numbers of the examples that are not known to be damaged, int [<= len(source)]."""
+    return np.setdiff1d(np.arange(len(self.source)), list(self.damage.reasons))
+
+  def _make(self, number: int) -> tuple[Batch, dict[int, str]]:
+    """A batch, and the damaged examples that came up in it, with the reasons.
+
+    Raises:
+      UserError: if they and those that are known are too many.
+    """
+    indices = self.indices(number)
+    size = len(indices) if self.train else self.batch_size
+    share = size // self.process_count
+    rows = range(self.process_index * share, (self.process_index + 1) * share)
+    mine = indices[rows.start : rows.stop]
+    damaged = dict(self.damage.reasons)
+    batch = self._examples(number, rows, mine, damaged)
+    batch["mask"] = np.array([index not in damaged for index in mine.tolist()], np.float32)
+    self.damage.check(damaged)
+    if self.train:
+      for place in np.flatnonzero(batch["mask"] == 0):
+        other = self._substitute(number, rows[place], damaged)
+        for name, value in other.items():
+          batch[name][place] = value[0]
+        batch["mask"][place] = 1
+    missing = share - len(mine)
+    padded = {
+      name: np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)) if missing else x
+      for name, x in batch.items()
+    }
+    return padded, damaged
+
+  def _substitute(self, number: int, row: int, damaged: dict[int, str]) -> Batch:
+    """A batch of one example that can be read, instead of the one in this row."""
+    draws = np.random.default_rng((self.seed, number, row, 1))
+    while len(damaged) < len(self.source):
+      index = draws.integers(len(self.source), size=1)
+      example = self._examples(number, range(row, row + 1), index, damaged)
+      self.damage.check(damaged)
+      if int(index[0]) not in damaged:
+        return example
+    raise UserError(f"all {len(self.source)} examples are damaged: {next(iter(damaged.values()))}")
+
+  def _examples(
+    self, number: int, rows: range, indices: np.ndarray, damaged: dict[int, str]
+  ) -> Batch:
+    """A batch of these examples without a mask; what is damaged is added to `damaged`."""
+    if self.index_only:
+      return {"index": indices.astype(np.int32)}
+    if isinstance(self.source, ArraySource) and self.preprocess.crop == "none":
+      return {"image": self.source.images[indices], "label": self.source.labels[indices]}
+    generators = (self._rng(number, row) for row in rows)
+    images, labels = read(self.source, self.preprocess, indices, generators, damaged)
+    return {"image": images, "label": labels}
+
+  def _rng(self, number: int, row: int) -> np.random.Generator | None:
+    """What decides the random crop of a row in batch `number`."""
+    return np.random.default_rng((self.seed, number, row)) if self.train else None
+
+  def iterate(self, start: int, stop: int, workers: int = 0) -> Iterator[Batch]:
+    """Batches `start` to `stop` - 1, made ahead in threads or in `workers` processes.
+
+    The batches are the same for any number of workers, and when one of these
+    is killed: then they are started anew, a few times.
+
+    Raises:
+      UserError: if too many examples are damaged, or too many workers were killed.
+    """
+    for attempt in itertools.count(1):
+      try:
+        for batch, damaged in self._ahead(start, stop, workers):
+          self.damage.note(damaged)
+          start += 1
+          yield batch
+        return
+      except RuntimeError as error:
+        if not workers or _WORKER_DIED not in str(error):
+          raise
+        reason = f"a process that decodes images ended by itself before batch {start}: {error}"
+        if attempt == _ATTEMPTS:
+          raise UserError(
+            f"{reason} This is the {attempt}th time. If memory ran out, set a lower "
+            "config.run.workers or 0, and repeat the command: it goes on from its newest checkpoint"
+          ) from None
+        _log.warning("%s Starting these processes anew", reason)
+
+  def _ahead(self, start: int, stop: int, workers: int) -> Iterator[tuple[Batch, dict[int, str]]]:
+    numbers = grain.MapDataset.range(start, stop).map(self._make)
+    workers = min(workers, os.cpu_count() or 1)
+    # One thread keeps a core busy, and a worker is meant for one core.
+    ahead = grain.ReadOptions(num_threads=1 if workers else 2, prefetch_buffer_size=4)
+    batches = numbers.to_iter_dataset(ahead)
+    if workers:
+      if not flags.FLAGS.is_parsed():  # Grain's workers take over the flags
+        flags.FLAGS.mark_as_parsed()
+      batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    iterator = iter(batches)
+    try:
+      yield from iterator
+    finally:
+      iterator.close()  # ends threads and processes, also when the rest is not wanted
+
+
+def read(
+  source: Source,
+  preprocess: Preprocess,
+  indices: Sequence[int] | np.ndarray,
+  generators: Iterable[np.random.Generator | None],
+  damaged: dict[int, str] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Reads and preprocesses examples: uint8 images [n, h, w, c] and int32 labels [n].
+
+  Args:
+    source, preprocess: of the examples.
+    indices: their numbers.
+    generators: what decides the random crop of each, or None.
+    damaged: examples that are left 0, with the reasons; those that turn out to
+      be damaged are added. None: these raise.
+
+  Raises:
+    DamagedError: naming an example that cannot be read or decoded.
+    UserError: naming one of another size.
+  """
+  size = preprocess.image_size
+  images = np.zeros((len(indices), size, size, source.channels), np.uint8)
+  labels = np.zeros(len(indices), np.int32)
+  known = {} if damaged is None else damaged
+  numbers = [int(index) for index in indices]
+  sound = [index for index in numbers if index not in known]
+  try:
+    examples = dict(zip(sound, source.read(sound), strict=True))
+  except DamagedError:  # the others are read again, one by one
+    examples = {}
+  for place, (index, rng) in enumerate(zip(numbers, generators, strict=False)):
+    if index in known:
+      continue
+    try:
+      encoded, labels[place] = examples.get(index) or source.read([index])[0]
+      images[place] = preprocess(encoded, source.channels, rng)
+    except UserError as error:
+      message = f"{source.describe(index)}: {error}"
+      if damaged is None or not isinstance(error, DamagedError):
+        raise type(error)(message) from None
+      damaged[index], labels[place] = message, 0
+  return images, labels
+
+
+def in_memory(
+  source: Source, preprocess: Preprocess, damaged: dict[int, str] | None = None
+) -> ArraySource:
+  """Decodes all examples once; their images have to have the same size.
+
+  Args:
+    source, preprocess: of the examples.
+    damaged: as for `read`.
+
+  Raises:
+    DamagedError, UserError: as `read` does.
+  """
+  if isinstance(source, ArraySource):
+    return source
+
+  def decoded(start: int) -> tuple[np.ndarray, np.ndarray]:
+    indices = range(start, min(start + 256, len(source)))
+    return read(source, preprocess, indices, itertools.repeat(None), damaged)
+
+  with futures.ThreadPoolExecutor() as pool:  # decoding releases Python's lock
+    parts = list(pool.map(decoded, range(0, len(source), 256)))
+  images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+  return ArraySource(images, labels, source.class_names)
+
+
+@functools.lru_cache(maxsize=2)
+def _shuffled(length: int, seed: int, epoch: int) -> np.ndarray:
+  return np.random.default_rng((seed, epoch)).permutation(length)

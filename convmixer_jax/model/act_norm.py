@@ -1,0 +1,260 @@
+"""The activation and batch normalisation as one function with its own gradient.
+
+Between two convolutions autodiff would keep the activation, parts of its derivative and the
+normalised map. Here the backward pass keeps the pre-activation and per-channel statistics alone,
+and computes the activation anew.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+from convmixer_jax.depthwise.own_gradient import own_gradient
+
+
+@jax.custom_jvp
+def _erf(x: jax.Array) -> jax.Array:
+  return lax.erf(x)
+
+
+@_erf.defjvp
+def _erf_tangent(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple:
+  # JAX 0.12's own derivative of it is an error under `shard_map`.
+  slope = np.float32(2 / np.sqrt(np.pi)) * jnp.exp(-jnp.square(primals[0]))
+  return _erf(*primals), slope * tangents[0]
+
+
+def _gelu(x: jax.Array) -> jax.Array:
+  return x * (0.5 * (1 + _erf(x * np.float32(np.sqrt(0.5)))))
+
+
+def _gelu_with_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  # Written as 1 - erf(-x): were it the term of `_gelu`, XLA would share one erf between all
+  # passes, and write it to memory in a pass of its own. So each pass has its erf fused.
+  cdf = 0.5 * (1 - _erf(x * np.float32(-np.sqrt(0.5))))
+  pdf = np.float32(1 / np.sqrt(2 * np.pi)) * jnp.exp(-0.5 * jnp.square(x))
+  return x * cdf, cdf + x * pdf
+
+
+def _gelu_tanh(x: jax.Array) -> jax.Array:
+  return _gelu_tanh_with_slope(x)[0]
+
+
+def _gelu_tanh_with_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  scale, cubic = np.float32(np.sqrt(2 / np.pi)), np.float32(0.044715)
+  square = x * x
+  tanh = jnp.tanh(scale * x * (1 + cubic * square))
+  inner_slope = scale * (1 + 3 * cubic * square)
+  return 0.5 * x * (1 + tanh), 0.5 * (1 + tanh + x * (1 - tanh * tanh) * inner_slope)
+
+
+def _relu_with_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  return jax.nn.relu(x), (x > 0).astype(x.dtype)
+
+
+# PyTorch's GELU is the exact one; Flux's, and the default of `jax.nn.gelu`, its approximation by
+# tanh. Each activation, and it together with its derivative.
+ACTIVATIONS: dict[str, tuple[Callable, Callable]] = {
+  "gelu": (_gelu, _gelu_with_slope),
+  "gelu_tanh": (_gelu_tanh, _gelu_tanh_with_slope),
+  "relu": (jax.nn.relu, _relu_with_slope),
+}
+
+
+class Groups(NamedTuple):
+  """So many images in a row are a group.
+
+  Nothing is cut out of the maps for it: each image's sums are added up by group, and an image
+  takes its group's statistics. So the maps of a group may lie on several devices.
+  """
+
+  batch_axis: int
+  size: int
+
+
+def act_norm(
+  x: jax.Array,
+  activation: str,
+  scale: jax.Array,
+  bias: jax.Array,
+  *,
+  channel_axis: int,
+  pre_bias: jax.Array | None = None,
+  epsilon: float = 1e-5,
+  groups: Groups | None = None,
+  with_gradient: bool = True,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """activation(x + pre_bias), normalised over all axes but the channels', as in training.
+
+  Args:
+    x: pre-activations of any rank, float32 or bfloat16.
+    activation: a key of `ACTIVATIONS`.
+    scale, bias: float32 [channels], applied after the normalisation.
+    channel_axis: -1 for [b, h, w, c] and 0 for [c, b, h, w] maps.
+    pre_bias: float32 [channels], bias of the convolution that made x, or None; here it costs no
+      pass over memory of its own.
+    epsilon: added to the variance.
+    groups: of images that are normalised each by themselves; None for one.
+    with_gradient: whether to have its own gradient; False leaves all derivatives to JAX, which
+      forward mode needs, and which take more time.
+
+  Returns:
+    The normalised maps, shape and dtype of x, and the float32 [channels] mean and biased variance
+    of the activations, or [groups, channels]. Under a sharded `jit` these span the global batch.
+
+  Raises:
+    ValueError: if a vector is not [channels], or `channel_axis` or `activation` does not exist.
+  """
+  pre_bias = jnp.zeros_like(bias) if pre_bias is None else pre_bias
+  axis = _checked_axis(x, activation, channel_axis, scale=scale, bias=bias, pre_bias=pre_bias)
+  function = _act_norm_with_gradient
+  if not with_gradient:  # as little is kept, and more computed anew
+    function = jax.checkpoint(_act_norm, static_argnums=(4, 5, 6, 7))
+  return function(x, scale, bias, pre_bias, activation, axis, epsilon, groups)
+
+
+def act_affine(
+  x: jax.Array,
+  activation: str,
+  scale: jax.Array,
+  bias: jax.Array,
+  mean: jax.Array,
+  var: jax.Array,
+  *,
+  channel_axis: int,
+  pre_bias: jax.Array | None = None,
+  epsilon: float = 1e-5,
+) -> jax.Array:
+  """activation(x + pre_bias), normalised with the given [channels] `mean` and `var`: evaluation.
+
+  Arguments and errors are those of `act_norm`.
+  """
+  pre_bias = jnp.zeros_like(bias) if pre_bias is None else pre_bias
+  vectors = {"scale": scale, "bias": bias, "mean": mean, "var": var, "pre_bias": pre_bias}
+  axis = _checked_axis(x, activation, channel_axis, **vectors)
+  activated = ACTIVATIONS[activation][0](_biased(x, pre_bias, axis))
+  return _normalized(activated, scale, bias, mean, lax.rsqrt(var + epsilon), axis).astype(x.dtype)
+
+
+def _checked_axis(x: jax.Array, activation: str, channel_axis: int, **vectors: jax.Array) -> int:
+  if activation not in ACTIVATIONS:
+    raise ValueError(f"activation is {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
+  if not -x.ndim <= channel_axis < x.ndim:
+    raise ValueError(f"channel_axis is {channel_axis}, not an axis of x with shape {x.shape}")
+  for name, vector in vectors.items():
+    if vector.shape != (x.shape[channel_axis],):
+      raise ValueError(f"{name} has shape {vector.shape}; it must be {(x.shape[channel_axis],)}")
+  return channel_axis % x.ndim
+
+
+def _act_norm(
+  x: jax.Array,
+  scale: jax.Array,
+  bias: jax.Array,
+  pre_bias: jax.Array,
+  activation: str,
+  axis: int,
+  epsilon: float,
+  groups: Groups | None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  activated = ACTIVATIONS[activation][0](_biased(x, pre_bias, axis))
+  # Both sums in one pass over x. In float32 E[a*a] - E[a]^2 is safe here, since the mean of an
+  # activation is of the order of its deviation; rounding can leave it slightly negative.
+  count = _count(x, axis, groups)
+  mean = _channel_sum(activated, axis, groups) / count
+  var = _channel_sum(activated * activated, axis, groups) / count - mean * mean
+  var = jnp.maximum(var, 0)
+  y = _normalized(activated, scale, bias, mean, lax.rsqrt(var + epsilon), axis, groups)
+  return y.astype(x.dtype), mean, var
+
+
+def _forward(x, scale, bias, pre_bias, activation, axis, epsilon, groups):
+  y, mean, var = _act_norm(x, scale, bias, pre_bias, activation, axis, epsilon, groups)
+  return (y, mean, var), (x, scale, pre_bias, mean, lax.rsqrt(var + epsilon))
+
+
+def _backward(activation, axis, epsilon, groups, residuals, grads):
+  del epsilon  # it is in the deviation
+  x, scale, pre_bias, mean, inverse_std = residuals
+  y_grad, mean_grad, var_grad = grads
+  y_grad = y_grad.astype(jnp.float32)
+  count = _count(x, axis, groups)
+  activated, derivative = ACTIVATIONS[activation][1](_biased(x, pre_bias, axis))
+  bias_grad = _channel_sum(y_grad, axis, groups)
+  product = _channel_sum(y_grad * activated, axis, groups)
+  scale_grad = inverse_std * (product - mean * bias_grad)
+  # The gradient of the activation is linear in y_grad and the activation, its coefficients
+  # being the channel's.
+  slope = jnp.broadcast_to(scale, mean.shape) * inverse_std
+  activated_slope = (2 * var_grad - slope * inverse_std * scale_grad) / count
+  offset = (mean_grad - slope * bias_grad) / count - activated_slope * mean
+  slope, activated_slope, offset = (
+    _along(vector, axis, x, groups) for vector in (slope, activated_slope, offset)
+  )
+  x_grad = (slope * y_grad + activated_slope * activated + offset) * derivative
+  pre_bias_grad = _channel_sum(x_grad, axis, groups)
+  vectors = (scale_grad, bias_grad, pre_bias_grad)
+  return x_grad.astype(x.dtype), *(v.sum(0) if groups else v for v in vectors)
+
+
+_act_norm_with_gradient = own_gradient(_act_norm, _forward, _backward, arrays=4)
+
+
+def _biased(x: jax.Array, pre_bias: jax.Array, axis: int) -> jax.Array:
+  return x.astype(jnp.float32) + _along(pre_bias, axis, x)
+
+
+def _count(x: jax.Array, axis: int, groups: Groups | None) -> int:
+  """Elements of a channel, or of a channel in a group."""
+  count = x.size // x.shape[axis]
+  return count * groups.size // x.shape[groups.batch_axis] if groups else count
+
+
+def _channel_sum(x: jax.Array, axis: int, groups: Groups | None = None) -> jax.Array:
+  """[channels], or [groups, channels]."""
+  kept = (axis,) if groups is None else (axis, groups.batch_axis)
+  total = x.sum([a for a in range(x.ndim) if a not in kept])
+  if groups is None:
+    return total
+  letters = "cb" if axis < groups.batch_axis else "bc"
+  return _einsum(f"gb,{letters}->gc", _membership(x, groups), total)
+
+
+def _along(vector: jax.Array, axis: int, x: jax.Array, groups: Groups | None = None) -> jax.Array:
+  """A vector of `_channel_sum`'s shape, or [channels], with the rank of the maps `x`."""
+  if vector.ndim == 1 or groups is None:
+    return lax.expand_dims(vector, [a for a in range(x.ndim) if a != axis])
+  letters = "cb" if axis < groups.batch_axis else "bc"
+  of_image = _einsum(f"gb,gc->{letters}", _membership(x, groups), vector)
+  kept = (axis, groups.batch_axis)
+  return lax.expand_dims(of_image, [a for a in range(x.ndim) if a not in kept])
+
+
+def _membership(x: jax.Array, groups: Groups) -> jax.Array:
+  """Float32 [groups, images]: 1 where the image is of the group."""
+  shape = (x.shape[groups.batch_axis] // groups.size, x.shape[groups.batch_axis])
+  group, image = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
+  return (image // groups.size == group).astype(jnp.float32)
+
+
+def _einsum(text: str, *arrays: jax.Array) -> jax.Array:
+  return jnp.einsum(text, *arrays, precision=lax.Precision.HIGHEST)
+
+
+def _normalized(
+  activated: jax.Array,
+  scale: jax.Array,
+  bias: jax.Array,
+  mean: jax.Array,
+  inverse_std: jax.Array,
+  axis: int,
+  groups: Groups | None = None,
+) -> jax.Array:
+  scale, bias = (jnp.broadcast_to(vector, mean.shape) for vector in (scale, bias))
+  slope = scale * inverse_std
+  offset = _along(bias - mean * slope, axis, activated, groups)
+  return activated * _along(slope, axis, activated, groups) + offset

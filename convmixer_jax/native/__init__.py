@@ -1,0 +1,1 @@
+"""C++ sources, compiled where and when they are first used."""

@@ -1,0 +1,107 @@
+"""Adam with its kinds of decay and clipping."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def clip_by_norm(max_norm: float, each: bool = False) -> optax.GradientTransformation:
+  """Scales gradients by min(1, max_norm / (norm + 1e-6)), as PyTorch's clip_grad_norm_ does.
+
+  Args:
+    max_norm: of the whole gradient.
+    each: of each array by itself instead, as Flux does it, without the 1e-6.
+  """
+
+  def clipped(g: jax.Array, norm: jax.Array) -> jax.Array:
+    return g * jnp.minimum(1, max_norm / norm)
+
+  def update(updates, state, params=None):
+    del params
+    if each:  # a gradient of 0 stays 0
+      tiny = jnp.finfo(jnp.float32).tiny
+      return jax.tree.map(lambda g: clipped(g, jnp.linalg.norm(g.ravel()) + tiny), updates), state
+    norm = optax.tree.norm(updates) + 1e-6
+    return jax.tree.map(lambda g: clipped(g, norm), updates), state
+
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def scale_by_keras_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+  """Adam whose `eps` is the "epsilon hat" of its paper (section 2), as Keras's and TensorFlow's is.
+
+  Update t is sqrt(1 - b2**t) / (1 - b1**t) * m / (sqrt(v) + eps): what `optax.scale_by_adam`
+  computes with eps / sqrt(1 - b2**t), which for b2 = 0.999 is 32 eps at first. The state is that
+  of `optax.scale_by_adam`.
+  """
+
+  def update(updates, state, params=None):
+    correction = jnp.sqrt(1 - b2 ** optax.safe_increment(state.count))
+    return optax.scale_by_adam(b1, b2, eps / correction).update(updates, state, params)
+
+  return optax.GradientTransformation(optax.scale_by_adam(b1, b2).init, update)
+
+
+def make_optimizer(
+  schedule: optax.Schedule,
+  *,
+  weight_decay: float,
+  decay: str,
+  decay_kind: str = "adamw",
+  b1: float = 0.9,
+  b2: float = 0.999,
+  eps: float = 1e-8,
+  eps_hat: bool = False,
+  clip_norm: float | None = None,
+  clip_each: bool = False,
+  backbone_rate: float = 1.0,
+  freeze_backbone: bool = False,
+) -> optax.GradientTransformation:
+  """Adam with clipping before it and a decay of the weights; by default PyTorch's AdamW.
+
+  Args:
+    schedule: learning rate by number of the update.
+    weight_decay: its factor.
+    decay: "all" parameters, or "kernels": biases and BatchNorm's scales are
+      left alone, as in timm (`optim_factory.py`).
+    decay_kind: "adamw": beside Adam's step, and multiplied by the learning rate
+      as PyTorch does; "unscaled": beside it and not multiplied, as in TensorFlow
+      Addons; "l2": added to the gradient before clipping and Adam, as Flux's
+      WeightDecay or a penalty of weight_decay / 2 on the squares.
+    b1, b2, eps: Adam's.
+    eps_hat: `eps` is added before the bias correction, see `scale_by_keras_adam`.
+    clip_norm: greatest norm of the whole gradient, or None.
+    clip_each: of each array of the gradient instead, see `clip_by_norm`.
+    backbone_rate: factor on the learning rate of all but the "head".
+    freeze_backbone: there is no update of all but the "head", and no state for it.
+  """
+  mask = None if decay == "all" else kernels_only
+  clip = optax.identity() if clip_norm is None else clip_by_norm(clip_norm, clip_each)
+  adam = (scale_by_keras_adam if eps_hat else optax.scale_by_adam)(b1, b2, eps)
+  by_rate = optax.scale_by_learning_rate(schedule)
+  if backbone_rate != 1:
+    by_rate = optax.chain(by_rate, scale_backbone(backbone_rate))
+  if decay_kind == "l2":
+    chain = optax.chain(optax.add_decayed_weights(weight_decay, mask), clip, adam, by_rate)
+  elif decay_kind == "unscaled":
+    chain = optax.chain(clip, adam, by_rate, optax.add_decayed_weights(-weight_decay, mask))
+  else:
+    chain = optax.chain(clip, adam, optax.add_decayed_weights(weight_decay, mask), by_rate)
+  if not freeze_backbone:
+    return chain
+  return optax.partition({"backbone": optax.set_to_zero(), "head": chain}, _parts)
+
+
+def scale_backbone(factor: float) -> optax.GradientTransformation:
+  """Multiplies the updates of all but the "head"."""
+  return optax.partition({"backbone": optax.scale(factor), "head": optax.identity()}, _parts)
+
+
+def _parts(params: optax.Params) -> dict[str, str]:
+  """Which part of the model each of its layers is."""
+  return {name: "head" if name == "head" else "backbone" for name in params}
+
+
+def kernels_only(params: optax.Params) -> optax.Params:
+  """True for the arrays of more than one axis: every kernel, no bias and no scale."""
+  return jax.tree.map(lambda p: p.ndim > 1, params)

@@ -1,0 +1,74 @@
+"""Learning rates by number of the update, from 0."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def onecycle(
+  peak: float, epochs: int, steps_per_epoch: int, first_epoch: int = 0
+) -> optax.Schedule:
+  """The authors' piecewise-linear schedule, which is not PyTorch's OneCycleLR.
+
+  Over epochs t it goes through 0 at t = 0, `peak` at 2/5 of the epochs, peak/20
+  at 4/5 and 0 at the end, the knots rounded down to whole epochs. Update i,
+  counted from 0, has t = first_epoch + (i + 1) / steps_per_epoch, so the last
+  one has learning rate 0. With `first_epoch` 1, as in the Cooper Union study,
+  the whole last epoch has. Source: the authors' timm, `onecycle_lr.py` and
+  `train.py`.
+  """
+  knots = (0, 2 * epochs // 5, 4 * epochs // 5, epochs)
+  values = (0.0, peak, peak / 20, 0.0)
+  # Short runs put two knots at the same t; the later one counts.
+  points = dict(zip(knots, values, strict=True))
+
+  def schedule(count: jax.typing.ArrayLike) -> jax.Array:
+    t = first_epoch + (jnp.asarray(count, jnp.float32) + 1) / steps_per_epoch
+    return jnp.interp(t, jnp.array(list(points), jnp.float32), jnp.array(list(points.values())))
+
+  return schedule
+
+
+def slanted_triangle(peak: float, steps: int) -> optax.Schedule:
+  """Howard & Ruder's: linear from peak/32 to `peak` in a tenth of the steps, then back."""
+  cut = max(steps // 10, 1)
+  return optax.join_schedules(
+    [
+      optax.linear_schedule(peak / 32, peak, cut),
+      optax.linear_schedule(peak, peak / 32, max(steps - cut, 1)),
+    ],
+    [cut],
+  )
+
+
+def make_schedule(
+  name: str,
+  *,
+  peak: float,
+  epochs: int,
+  steps_per_epoch: int,
+  warmup_epochs: int = 0,
+  first_epoch: int = 0,
+) -> optax.Schedule:
+  """Learning rate by number of the update, from 0.
+
+  Args:
+    name: "onecycle" (the authors'), "cosine" (to 0, after a linear warm-up of
+      `warmup_epochs`), "optax_onecycle" (optax's cosine one, with its defaults),
+      "slanted_triangle" or "constant".
+    peak: the greatest learning rate.
+    epochs: length of the schedule.
+    steps_per_epoch: updates in an epoch.
+    warmup_epochs: for "cosine" only.
+    first_epoch: for "onecycle" only.
+  """
+  steps = epochs * steps_per_epoch
+  if name == "onecycle":
+    return onecycle(peak, epochs, steps_per_epoch, first_epoch)
+  if name == "cosine":
+    return optax.warmup_cosine_decay_schedule(0, peak, warmup_epochs * steps_per_epoch, steps)
+  if name == "optax_onecycle":
+    return optax.cosine_onecycle_schedule(steps, peak)
+  if name == "slanted_triangle":
+    return slanted_triangle(peak, steps)
+  return optax.constant_schedule(peak)

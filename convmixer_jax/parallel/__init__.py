@@ -1,0 +1,1 @@
+"""Devices, processes and their signals: sharding, clusters, the watchdog and the workdir's lock."""

@@ -1,0 +1,93 @@
+"""The devices as a mesh, what lies where on it, and the way of a host batch onto them."""
+
+import logging
+import math
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+from convmixer_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+# A batch is cut over all devices. Parameters are cut over those of one row, along "fsdp".
+BATCH_AXES = ("data", "fsdp")
+# Smaller arrays are not worth a message of their own.
+_SMALLEST_CUT = 4096
+
+
+def make_mesh(devices: list[jax.Device] | None = None, fsdp: int = 1) -> Mesh:
+  """All devices, or those given, as rows of `fsdp`: the axes are "data" and "fsdp".
+
+  Raises:
+    UserError: if `fsdp` does not divide their number.
+  """
+  devices = jax.devices() if devices is None else devices
+  if len(devices) % fsdp:
+    raise UserError(
+      f"config.parallel.fsdp is {fsdp}, which does not divide the {len(devices)} devices"
+    )
+  # By process, and not as the network of a TPU would have it: so each process has its own stretch
+  # of every batch. Auto: the compiler places what is in between.
+  rows = np.array(sorted(devices, key=lambda d: (d.process_index, d.id))).reshape(-1, fsdp)
+  return Mesh(rows, BATCH_AXES, (AxisType.Auto, AxisType.Auto))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """A copy on each device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def sharded(mesh: Mesh, axis: int = 0) -> NamedSharding:
+  """One axis, by default the first, cut over all devices."""
+  return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXES))
+
+
+def cut(mesh: Mesh, tree: Any) -> Any:
+  """The sharding of each array of a state: the one rule of what lies where.
+
+  Of an array of at least 4,096 elements, the longest axis that the mesh's "fsdp"
+  divides is cut over it, the last one of several. All others have a copy on each
+  device.
+
+  Args:
+    mesh: where.
+    tree: arrays or their shapes.
+  """
+  return jax.tree.map(lambda x: NamedSharding(mesh, _spec(x.shape, mesh.shape["fsdp"])), tree)
+
+
+def _spec(shape: tuple[int, ...], parts: int) -> PartitionSpec:
+  axes = [axis for axis, size in enumerate(shape) if size % parts == 0]
+  if parts == 1 or not axes or math.prod(shape) < _SMALLEST_CUT:
+    return PartitionSpec()
+  longest = max(axes, key=lambda axis: (shape[axis], axis))
+  return PartitionSpec(*[None] * longest, "fsdp")
+
+
+def describe(mesh: Mesh, params: Any) -> str:
+  """One line on the mesh and on what `cut` makes of the parameters."""
+  leaves = jax.tree.leaves(params)
+  shardings = jax.tree.leaves(cut(mesh, params))
+  sizes = [math.prod(x.shape) for x in leaves]
+  is_cut = [not sharding.is_fully_replicated for sharding in shardings]
+  device = mesh.devices.flat[0]
+  text = (
+    f"mesh of {mesh.size} x {device.device_kind}: data={mesh.shape['data']}, "
+    f"fsdp={mesh.shape['fsdp']}; {sum(sizes):,} parameters"
+  )
+  if not any(is_cut):
+    return f"{text}, a copy on each device"
+  share = sum(size for size, this in zip(sizes, is_cut, strict=True) if this) / sum(sizes)
+  return (
+    f"{text}: {sum(is_cut)} arrays with {share:.1%} of them, and their moments, are cut over fsdp, "
+    "along the longest axis that it divides; the others have a copy on each device"
+  )
+
+
+def place(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+  """An array that each process has as a whole, in new memory on the devices of all of them."""
+  host = np.asarray(x)
+  return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index].copy())

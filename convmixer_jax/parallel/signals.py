@@ -1,0 +1,91 @@
+"""SIGTERM, SIGINT and SIGHUP as a request to save and stop."""
+
+import logging
+import signal
+import types
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from convmixer_jax.parallel import sharding
+
+_log = logging.getLogger(__name__)
+
+
+class Interrupt:
+  """While steps are taken, the first signal is noted for `poll`; a second one kills.
+
+  Steps are taken from the first `poll` on: before it there is nothing to save, and a signal has its
+  usual effect. Several processes have to end together, so there they are taken from the start of
+  this context. At its end, the handlers from before are back.
+
+  A terminal that is closed may send SIGHUP several times, which therefore never kills; where it
+  was ignored (`nohup`) it is not noted either.
+
+  Attributes:
+    signum: the signal that the run stops for, the same in all its processes.
+  """
+
+  signum: int | None = None
+
+  def __init__(self) -> None:
+    self._noted = 0
+    self._is_active = False
+    self._before: dict[int, Any] = {}
+    self._wakeup = -1
+    self._is_alone = jax.process_count() == 1
+    if not self._is_alone:
+      mesh = sharding.make_mesh()
+      self._sharding = sharding.sharded(mesh)
+      self._greatest = jax.jit(jnp.max, out_shardings=sharding.replicated(mesh))
+      self._vote: jax.Array | None = None
+
+  def __enter__(self) -> "Interrupt":
+    if not self._is_alone:
+      self._activate()
+    return self
+
+  def __exit__(self, *error) -> None:
+    self._restore(*self._before)
+
+  def poll(self) -> int | None:
+    """The signal to stop for, if there is one; all processes ask once after each step.
+
+    They agree without waiting for each other: what each has noted is put together on the devices,
+    behind the step under way, and looked at after the next one.
+    """
+    if self._is_alone:
+      if not self._is_active:
+        self._activate()
+      return self.signum
+    mine = np.full(jax.local_device_count(), self._noted, np.int32)
+    vote = self._greatest(jax.make_array_from_process_local_data(self._sharding, mine))
+    before, self._vote = self._vote, vote
+    if before is not None and (signum := int(before)):
+      self.signum = signum
+    return self.signum
+
+  def _activate(self) -> None:
+    self._is_active = True
+    signums = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+      signums.append(signal.SIGHUP)
+    self._before = {signum: signal.signal(signum, self._note) for signum in signums}
+    self._wakeup = signal.set_wakeup_fd(-1)  # `cli.run` ends the process at what comes there
+
+  def _note(self, signum: int, frame: types.FrameType | None) -> None:
+    if self._noted:  # SIGHUP
+      return
+    self._noted = signum
+    if self._is_alone:
+      self.signum = signum
+    _log.warning("%s: saving after this step, then exit", signal.Signals(signum).name)
+    self._restore(signal.SIGTERM, signal.SIGINT)
+
+  def _restore(self, *signums: int) -> None:
+    for signum in signums:
+      signal.signal(signum, self._before[signum])
+    if self._is_active:
+      signal.set_wakeup_fd(self._wakeup)

@@ -1,0 +1,23 @@
+"""Drawings with matplotlib, which this package alone needs: numbers in, a `Figure` out."""
+
+from convmixer_jax.results.figures.grids import (
+  block_kernels,
+  confusion,
+  depthwise_kernels,
+  patch_filters,
+)
+from convmixer_jax.results.figures.lines import curves, schedule
+from convmixer_jax.results.figures.scatter import sweep
+from convmixer_jax.results.figures.style import save, to_svg
+
+__all__ = [
+  "block_kernels",
+  "confusion",
+  "curves",
+  "depthwise_kernels",
+  "patch_filters",
+  "save",
+  "schedule",
+  "sweep",
+  "to_svg",
+]

@@ -1,0 +1,1 @@
+"""A run: a config's parts, the step, the loop, and evaluation."""

@@ -1,0 +1,262 @@
+"""From a config to the batches of one split on the mesh, with every check of the data."""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import logging
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import config_dict
+import optax
+
+from convmixer_jax import config as config_lib
+from convmixer_jax.augment import Augmentation, policy
+from convmixer_jax.checkpoint.state import TrainState, create_state
+from convmixer_jax.data import batches as data
+from convmixer_jax.data.corrupt import Damage
+from convmixer_jax.data.datasets import open_source
+from convmixer_jax.data.feed import Feed, fits
+from convmixer_jax.data.preprocess import Preprocess
+from convmixer_jax.depthwise import default_implementation
+from convmixer_jax.errors import UserError
+from convmixer_jax.model.convmixer import ConvMixer, default_layout
+from convmixer_jax.optim.optimizer import make_optimizer
+from convmixer_jax.optim.schedules import make_schedule
+from convmixer_jax.parallel import sharding
+from convmixer_jax.training.step import train_step
+
+_log = logging.getLogger(__name__)
+
+# By the number of channels: ImageNet's, and what its grey images have.
+_NORMALISATION = {
+  1: "'--config.augment.mean=(0.449,)' '--config.augment.std=(0.226,)'",
+  3: "--config.augment.mean=0.485,0.456,0.406 --config.augment.std=0.229,0.224,0.225",
+}
+
+
+def resolve(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+  """The config with what it leaves to the data: `model.num_classes`, where that is None.
+
+  Raises:
+    UserError: if the data are missing.
+  """
+  if config.model.num_classes is not None:
+    return config
+  c = config.data
+  names = open_source(c.dataset, c.eval_split, c.data_dir).class_names
+  if len(names) == 1:
+    raise UserError(
+      f"{c.dataset} has images of one class, {names[0]}: classification takes two or more. "
+      f"config.data.data_dir={c.data_dir} has to have a directory for each class"
+    )
+  resolved = config.copy_and_resolve_references()
+  resolved.model.num_classes = len(names)
+  return resolved
+
+
+def open_split(
+  config: config_dict.ConfigDict, mesh: Mesh, split: str, *, train: bool
+) -> tuple[data.Batches, Feed]:
+  """The batches of a split, and what puts them on the mesh.
+
+  Args:
+    config: see `config.base`.
+    mesh: where.
+    split: in TFDS's syntax.
+    train: for training, or for evaluation.
+
+  Raises:
+    UserError: if the data are missing, or do not fit the rest of the config.
+  """
+  c = config.data
+  source = open_source(c.dataset, split, c.data_dir)
+  if len(source.class_names) != config.model.num_classes:
+    raise UserError(
+      f"config.model.num_classes is {config.model.num_classes}, but {c.dataset} has "
+      f"{len(source.class_names)} classes: set --config.model.num_classes={len(source.class_names)}"
+    )
+  if source.channels != len(config.augment.mean):
+    raise UserError(
+      f"config.augment.mean={config.augment.mean} and config.augment.std={config.augment.std} are "
+      f"of {len(config.augment.mean)} channels, but {c.dataset} has {source.channels}: set "
+      f"{_NORMALISATION[source.channels]}"
+    )
+  batches = data.Batches(
+    source,
+    Preprocess(
+      c.image_size,
+      _crop_on_host(config),
+      c.crop_scale,
+      c.crop_ratio,
+      c.crop_interpolation,
+      c.eval_crop_fraction,
+    ),
+    c.batch_size if train else c.eval_batch_size,
+    train,
+    config.seed,
+    c.drop_remainder,
+    jax.process_index(),
+    jax.process_count(),
+    damage=Damage(config.run.max_damaged),
+  )
+  if train:
+    _check_sizes(batches, mesh, "batch_size", config_lib.batch_unit(config))
+    _check_rest(config, len(source) % c.batch_size)
+  else:
+    _check_sizes(batches, mesh, "eval_batch_size", 1)
+  damaged: dict[int, str] = {}
+  # An error before all the others decode.
+  data.read(source, batches.preprocess, [0], [None], damaged)
+  batches.damage.note(damaged)
+  if c.cache == "none":
+    return batches, Feed(mesh)
+  _log.info("decoding %d images of %s into memory", len(source), c.dataset)
+  resident = data.in_memory(source, batches.preprocess, damaged)
+  batches.damage.note(damaged)
+  on_device = c.cache == "device" and fits(mesh, resident)
+  batches = dataclasses.replace(batches, source=resident, index_only=on_device)
+  return batches, Feed(mesh, resident if on_device else None)
+
+
+def make_augmentation(config: config_dict.ConfigDict, mesh: Mesh) -> Augmentation:
+  """What `config.augment` says, and the crop if it is made on the device."""
+  c, settings = config.data, config.augment.to_dict()
+  text = settings.pop("policy")
+  on_device = c.crop == "random_resized" and _crop_on_host(config) == "none"
+  return Augmentation(
+    **settings,
+    resized_crop=(c.crop_scale, c.crop_ratio, c.crop_interpolation) if on_device else None,
+    policy=None if text is None else policy.parse(text),
+    num_classes=config.model.num_classes,
+    group_size=c.group_size,
+    draws_on=sharding.replicated(mesh) if mesh.size > 1 else None,
+  )
+
+
+def _crop_on_host(config: config_dict.ConfigDict) -> str:
+  """Images of many sizes cannot be cached, and images of one size are cropped on the device."""
+  return config.data.crop if config.data.cache == "none" else "none"
+
+
+def _check_rest(config: config_dict.ConfigDict, rest: int) -> None:
+  unit = config_lib.batch_unit(config)
+  if rest % unit and not config.data.drop_remainder:
+    raise UserError(
+      f"config.data.batch_size is {config.data.batch_size}, which leaves a last batch of {rest}; "
+      f"accumulate_steps, group_size and the pairs of Mixup take a multiple of {unit}: set "
+      "--config.data.drop_remainder=True"
+    )
+
+
+def _check_sizes(batches: data.Batches, mesh: Mesh, key: str, unit: int) -> None:
+  """Batches of whole units, on each device as many images, and in training not too large."""
+  size, devices, examples = batches.batch_size, mesh.size, len(batches.source)
+  step = math.lcm(devices, unit)
+  if size % devices:
+    raise UserError(
+      f"config.data.{key} is {size}, which {devices} devices cannot share: set a multiple of {step}"
+      f", such as --config.data.{key}={max(size // step, 1) * step}"
+    )
+  if not batches.train:
+    return
+  if size > examples and batches.drop_remainder:
+    raise UserError(
+      f"config.data.{key} is {size}, but there are only {examples} training examples: "
+      + (
+        f"set at most --config.data.{key}={examples // step * step}"
+        if examples >= step
+        else f"{devices} devices and the other settings of batches take at least {step}"
+      )
+    )
+  rest = examples % size
+  if rest % devices and not batches.drop_remainder:
+    raise UserError(
+      f"config.data.{key} is {size}, which leaves a last batch of {rest} that {devices} devices "
+      "cannot share: set --config.data.drop_remainder=True"
+    )
+
+
+def make_model(config: config_dict.ConfigDict, mesh: Mesh) -> ConvMixer:
+  """The ConvMixer of `config.model`, in the layout that is fastest on the mesh's devices.
+
+  Raises:
+    UserError: if `config.model.depthwise` is "native" and the devices are not CPUs.
+  """
+  platform = mesh.devices.flat[0].platform
+  depthwise = config.model.depthwise or default_implementation(platform)
+  if depthwise == "native" and platform != "cpu":
+    raise UserError(
+      f'config.model.depthwise is "native", which is for CPUs, and this machine computes on '
+      f"{platform}: leave it unset"
+    )
+  layout = default_layout(platform, depthwise)
+  _log.info("on %s: maps lie as %s, depthwise convolution by %s", platform, layout, depthwise)
+  settings = {**config.model, "dtype": jnp.dtype(config.model.dtype)}
+  return ConvMixer(
+    **settings,
+    layout=layout,
+    group_size=config.data.group_size,
+    remat=config.parallel.remat,
+    scan=config.parallel.scan,
+    mesh=mesh if mesh.size > 1 else None,
+  )
+
+
+def make_step(
+  config: config_dict.ConfigDict,
+  mesh: Mesh,
+  model: ConvMixer,
+  steps_per_epoch: int,
+  channels: int,
+) -> tuple[optax.GradientTransformation, Any, Callable[[], TrainState]]:
+  """A config's optimiser, its jitted `step.train_step`, and what makes the state before the first.
+
+  Args:
+    config: see `config.base`.
+    mesh: where.
+    model: whose step it is.
+    steps_per_epoch: of the schedule.
+    channels: of the images.
+  """
+  settings = config.optimizer.to_dict()
+  schedule = make_schedule(
+    **config.schedule,
+    peak=settings.pop("learning_rate"),
+    epochs=config.run.epochs,
+    steps_per_epoch=steps_per_epoch,
+  )
+  of_step = {name: settings.pop(name) for name in ("loss", "accumulate_steps", "ema_decay")}
+  of_step["freeze_backbone"] = settings["freeze_backbone"]
+  optimizer = make_optimizer(schedule, **settings)
+  size = config.data.image_size
+
+  def fresh_state() -> TrainState:
+    return create_state(
+      model,
+      optimizer,
+      mesh,
+      seed=config.seed,
+      image_shape=(size, size, channels),
+      with_ema=config.optimizer.ema_decay is not None,
+    )
+
+  state = jax.eval_shape(fresh_state)
+  _log.info(sharding.describe(mesh, state.params))
+  step = jax.jit(
+    functools.partial(
+      train_step,
+      model=model,
+      optimizer=optimizer,
+      schedule=schedule,
+      augmentation=make_augmentation(config, mesh),
+      mesh=mesh if mesh.size > 1 else None,
+      **of_step,
+    ),
+    donate_argnums=0,
+    out_shardings=(sharding.cut(mesh, state), sharding.replicated(mesh)),
+  )
+  return optimizer, step, fresh_state

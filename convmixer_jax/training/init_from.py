@@ -1,0 +1,126 @@
+"""The weights that a run begins with, or that are evaluated: those of `config.init_from`."""
+
+import logging
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import config_dict
+import numpy as np
+
+from convmixer_jax import pretrained
+from convmixer_jax.checkpoint.state import TrainState
+from convmixer_jax.data import class_names
+from convmixer_jax.data.datasets import open_source
+from convmixer_jax.errors import UserError
+from convmixer_jax.parallel import sharding
+from convmixer_jax.pretrained.trained import Preprocessing
+
+_log = logging.getLogger(__name__)
+
+Variables = dict[str, Any]
+
+# What has to be the same for the weights to mean the same.
+_ATTRIBUTES = ("dim", "depth", "kernel_size", "patch_size", "norm_epsilon")
+
+
+def read(config: config_dict.ConfigDict, with_head: bool = False) -> Variables:
+  """The model's variables from the file, the model's name or the workdir `config.init_from`.
+
+  Args:
+    config: see `config.base`; its model has to be that of the weights, and mean and std of its
+      images too, as far as the weights tell them. Of weights that do not tell their activation
+      it is the config's.
+    with_head: refuse weights for other classes than those of `config.data.eval_split`. Otherwise
+      weights for another number of classes come without their head.
+
+  Raises:
+    UserError: if they cannot be read, or naming each setting that they do not fit.
+  """
+  source = config.init_from
+  weights = pretrained.told(source)
+  model, variables = weights.model, weights.variables
+  found = {
+    f"config.model.{name}": (config.model[name], getattr(model, name)) for name in _ATTRIBUTES
+  }
+  activation = config.model.activation
+  found["config.model.activation"] = (activation, weights.activation or activation)
+  channels = len(config.augment.mean), weights.channels
+  found["the number of channels in config.augment.mean"] = channels
+  if with_head:
+    found["config.model.num_classes"] = (config.model.num_classes, model.num_classes)
+  wrong = [f"{name} is {ours}, not {theirs}" for name, (ours, theirs) in found.items()
+           if ours != theirs]  # fmt: skip
+  if wrong:
+    raise UserError(f"config.init_from={source} does not fit the config: {'; '.join(wrong)}")
+  if weights.preprocessing is not None:
+    _check_preprocessing(config, weights.preprocessing)
+    if with_head:
+      _check_classes(config, weights.preprocessing)
+  if model.num_classes == config.model.num_classes:
+    _log.info("all weights, the head's too, come from %s", source)
+    return variables
+  _log.info(
+    "the weights come from %s, but for a new head of %d classes: it has %d",
+    source,
+    config.model.num_classes,
+    model.num_classes,
+  )
+  backbone = {name: x for name, x in variables["params"].items() if name != "head"}
+  return {**variables, "params": backbone}
+
+
+def _check_preprocessing(config: config_dict.ConfigDict, told: Preprocessing) -> None:
+  """Weights mean something else for images that are normalised in another way."""
+  ours = {name: tuple(config.augment[name]) for name in ("mean", "std")}
+  theirs = {"mean": told.mean, "std": told.std}
+  if ours != theirs:
+    flags = " ".join(f"'--config.augment.{name}={value}'" for name, value in theirs.items())
+    raise UserError(
+      f"config.init_from={config.init_from} is for images with the mean {told.mean} and the std "
+      f"{told.std}, but config.augment has the mean {ours['mean']} and the std {ours['std']}: "
+      f"set {flags}"
+    )
+  if told.image_size != config.data.image_size:
+    _log.info(
+      "%s is for images of %d pixels; config.data.image_size is %d",
+      config.init_from,
+      told.image_size,
+      config.data.image_size,
+    )
+
+
+def _check_classes(config: config_dict.ConfigDict, told: Preprocessing) -> None:
+  """Labels that mean something else would be counted as wrong, or by chance as right."""
+  if told.class_names is None:
+    return
+  c = config.data
+  names = class_names.readable(open_source(c.dataset, c.eval_split, c.data_dir).class_names)
+  if len(names) != len(told.class_names):
+    return  # a mistake in config.model.num_classes, of which the data tell
+  for label, (theirs, ours) in enumerate(zip(told.class_names, names, strict=True)):
+    if theirs != ours:
+      raise UserError(
+        f"label {label} is {theirs!r} to config.init_from={config.init_from}, but {ours!r} in "
+        f"config.data.dataset={c.dataset}: evaluate on data whose classes have the names "
+        "and the order that they have in the weights"
+      )
+
+
+def begin(state: TrainState, weights: Variables) -> TrainState:
+  """A fresh `state` with these weights; a head that is not among them stays as it is."""
+
+  def placed(values: Variables, likes: Variables) -> Variables:
+    likes = {name: likes[name] for name in values}
+    return jax.tree.map(
+      lambda x, like: sharding.place(np.asarray(x, like.dtype), like.sharding), values, likes
+    )
+
+  def copy() -> Variables:  # the step is given the state's memory, so none is used twice
+    params = jax.tree.map(jnp.copy, state.params)
+    return {
+      "params": {**params, **placed(weights["params"], state.params)},
+      "batch_stats": placed(weights["batch_stats"], state.batch_stats),
+    }
+
+  return state.replace(**copy(), ema=None if state.ema is None else copy())

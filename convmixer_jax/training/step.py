@@ -1,0 +1,120 @@
+"""One update of the weights: augmentation, model, loss, gradients, optimiser."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import optax
+
+from convmixer_jax.augment import Augmentation
+from convmixer_jax.checkpoint.state import TrainState
+from convmixer_jax.model.convmixer import ConvMixer
+from convmixer_jax.parallel import sharding
+from convmixer_jax.training import metrics
+
+
+def train_step(
+  state: TrainState,
+  batch: dict[str, jax.Array],
+  *,
+  model: ConvMixer,
+  optimizer: optax.GradientTransformation,
+  schedule: optax.Schedule,
+  augmentation: Augmentation,
+  loss: str = "mean",
+  accumulate_steps: int = 1,
+  ema_decay: float | None = None,
+  freeze_backbone: bool = False,
+  mesh: Mesh | None = None,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One update on one global batch.
+
+  Args:
+    state: before the update.
+    batch: "image" uint8 [b, h, w, c], "label" int32 [b], "mask" float32 [b] of ones.
+    model, optimizer, schedule: whose state, parameters and updates these are.
+    augmentation: of images and labels.
+    loss: "mean" or "sum" over the batch.
+    accumulate_steps: parts of the batch that go through the model one after the other.
+    ema_decay: of the average `state.ema`, if there is one.
+    freeze_backbone: train the head alone: the other parameters and all running
+      statistics stay as they are, and the statistics are used as in evaluation.
+    mesh: of several devices: where batch and state lie, see `sharding.cut`.
+
+  Returns:
+    The state after it, and `metrics.sums` with "learning_rate" and "grad_norm",
+    the gradient's norm before clipping.
+  """
+  augment_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+  with jax.named_scope("augment"):
+    image_bhwc, target_bk = augmentation(augment_key, batch["image"], batch["label"])
+  arrays = (image_bhwc, target_bk, batch["mask"])
+  gradient_fn = _gradient_fn(model, loss, freeze_backbone)
+  params = _place(state.params, mesh and sharding.replicated(mesh))
+  if accumulate_steps == 1:
+    gradients, (batch_stats, values) = gradient_fn(params, state.batch_stats, dropout_key, *arrays)
+  else:
+    parts = [x.reshape(accumulate_steps, -1, *x.shape[1:]) for x in arrays]
+    parts = _place(parts, mesh and sharding.sharded(mesh, axis=1))
+    keys = jax.random.split(dropout_key, accumulate_steps)
+    gradients, (batch_stats, values) = _accumulate(
+      gradient_fn, params, state.batch_stats, keys, *parts
+    )
+    if loss == "mean":
+      gradients = jax.tree.map(lambda g: g / accumulate_steps, gradients)
+  gradients = _place(gradients, mesh and sharding.cut(mesh, gradients))
+  with jax.named_scope("update"):
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+  if freeze_backbone:  # adding 0 would turn -0 into 0
+    params = {**state.params, "head": params["head"]}
+  ema = state.ema
+  if ema_decay is not None:
+    now = {"params": params, "batch_stats": batch_stats}
+    ema = jax.tree.map(lambda old, new: ema_decay * old + (1 - ema_decay) * new, ema, now)
+  values |= {"learning_rate": schedule(state.step), "grad_norm": optax.tree.norm(gradients)}
+  return TrainState(state.step + 1, params, batch_stats, opt_state, state.key, ema), values
+
+
+def _place(tree: Any, shardings: Any) -> Any:
+  """The same arrays, lying as `shardings` say, if there are any."""
+  return jax.lax.with_sharding_constraint(tree, shardings) if shardings else tree
+
+
+def _gradient_fn(model: ConvMixer, loss: str, freeze_backbone: bool) -> Callable[..., Any]:
+  """(params, batch_stats, key, images, targets, mask) -> gradients, (batch_stats, sums)."""
+
+  def forward(module: ConvMixer, image_bhwc: jax.Array) -> jax.Array:
+    if not freeze_backbone:
+      return module(image_bhwc, train=True)
+    feature_bhwf = jax.lax.stop_gradient(module.features(image_bhwc))
+    return module.classify(feature_bhwf, train=True)
+
+  def loss_fn(params, batch_stats, key, image_bhwc, target_bk, mask_b):
+    logits_bk, updated = model.apply(
+      {"params": params, "batch_stats": batch_stats},
+      image_bhwc,
+      method=forward,
+      mutable=["batch_stats"],
+      rngs={"dropout": key},
+    )
+    loss_b = metrics.cross_entropy(logits_bk, target_bk)
+    sums = metrics.sums(logits_bk, target_bk, mask_b)
+    return (loss_b.sum() if loss == "sum" else loss_b.mean()), (updated["batch_stats"], sums)
+
+  return jax.grad(loss_fn, has_aux=True)
+
+
+def _accumulate(gradient_fn: Callable[..., Any], params: Any, batch_stats: Any, *parts: Any) -> Any:
+  """The sums of gradients and metrics over the first axis of `parts`, taken one after the other."""
+
+  def add(carry, part):
+    batch_stats, total = carry
+    gradients, (batch_stats, sums) = gradient_fn(params, batch_stats, *part)
+    return (batch_stats, jax.tree.map(jnp.add, total, gradients)), sums
+
+  start = (batch_stats, jax.tree.map(jnp.zeros_like, params))
+  (batch_stats, gradients), sums = jax.lax.scan(add, start, parts)
+  return gradients, (batch_stats, jax.tree.map(lambda x: x.sum(0), sums))

@@ -7,10 +7,7 @@ import math
 import pathlib
 from typing import Any
 
-from ml_collections import config_dict
-
 from convmixer_jax.data import class_names
-from convmixer_jax.data.datasets import open_source
 from convmixer_jax.errors import UserError
 from convmixer_jax.model.convmixer import ConvMixer
 
@@ -89,7 +86,7 @@ class Preprocessing:
     return cls(height, mean, std, fraction, names)
 
 
-def preprocessing_of(config: config_dict.ConfigDict, workdir: pathlib.Path) -> Preprocessing:
+def preprocessing_of(config: Any, workdir: pathlib.Path) -> Preprocessing:
   """How the evaluation of a run preprocesses images, and what the classes of its data are called.
 
   Args:
@@ -100,6 +97,8 @@ def preprocessing_of(config: config_dict.ConfigDict, workdir: pathlib.Path) -> P
   Raises:
     UserError: if the names are there but damaged.
   """
+  from convmixer_jax.data.datasets import open_source  # only now: TFDS is not for released weights
+
   c, names = config.data, class_names.read(workdir)
   if names is None and c.dataset == "imagenet2012":
     names = tuple(class_names.imagenet().values())

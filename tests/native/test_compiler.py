@@ -45,7 +45,7 @@ def test_two_processes_at_once_leave_one_whole_library(tmp_path):
   source = tmp_path / "answer.cc"
   source.write_text('extern "C" int answer() { return 42; }')
   code = (
-    "import ctypes, pathlib, sys; from convmixer_jax.compiled import library; "
+    "import ctypes, pathlib, sys; from convmixer_jax.native.compiler import library; "
     "print(ctypes.CDLL(str(library(pathlib.Path(sys.argv[1])))).answer())"
   )
   command = [sys.executable, "-c", code, str(source)]
@@ -101,7 +101,7 @@ def test_what_was_made_for_a_process_goes_with_it(tmp_path, no_cache):
   source = tmp_path / "answer.cc"
   source.write_text('extern "C" int answer() { return 42; }')
   code = (
-    "import pathlib, sys; from convmixer_jax.compiled import library; "
+    "import pathlib, sys; from convmixer_jax.native.compiler import library; "
     "path = library(pathlib.Path(sys.argv[1])); print(path, path.exists())"
   )
   command = [sys.executable, "-c", code, str(source)]

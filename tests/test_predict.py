@@ -240,7 +240,7 @@ def test_predictions_are_those_of_the_runs_evaluation_from_every_format(
   if kind == "run":
     source = root / "run"
   elif kind == "a.stablehlo":
-    export.export(pretrained.read(root / "run"), source, "stablehlo")
+    export.export(pretrained.read(root / "run"), source)
   else:
     convert.convert(str(root / "run"), source)
   caplog.clear()
@@ -257,7 +257,7 @@ def test_predictions_are_those_of_the_runs_evaluation_from_every_format(
 
 
 def test_a_computation_takes_no_other_size_or_activation(run_of_digits, tmp_path):
-  export.export(pretrained.read(run_of_digits[0] / "run"), tmp_path / "a.stablehlo", "stablehlo")
+  export.export(pretrained.read(run_of_digits[0] / "run"), tmp_path / "a.stablehlo")
   for activation, size in (("relu", None), (None, 16)):
     with pytest.raises(UserError, match="is a computation, for images of 8 pixels: leave"):
       predict._open(str(tmp_path / "a.stablehlo"), activation, size)

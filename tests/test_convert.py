@@ -82,7 +82,7 @@ def test_targets_are_checked_before_anything_is_read(tmp_path, monkeypatch):
   for target, message in (
     ("file", "file exists already"),
     ("a.onnx", "a.onnx ends with .onnx"),
-    ("file/a.safetensors", "a.safetensors cannot be written: .*file is no directory"),
+    ("file/a.safetensors", r"a.safetensors cannot be written to \(.*file: Not a directory\)"),
   ):
     with pytest.raises(UserError, match=message):
       convert.convert("source", tmp_path / target)
@@ -91,7 +91,7 @@ def test_targets_are_checked_before_anything_is_read(tmp_path, monkeypatch):
     raise OSError(30, "Read-only file system")
 
   monkeypatch.setattr(storage.tempfile, "TemporaryFile", read_only)
-  with pytest.raises(UserError, match=r"new/b cannot be written in .*: Read-only file system"):
+  with pytest.raises(UserError, match=r"new/b cannot be written to .*: Read-only file system"):
     convert.convert("source", tmp_path / "new" / "b")
   assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

@@ -9,8 +9,6 @@ import pytest
 from convmixer_jax.native import compiler
 from convmixer_jax.native.compiler import CompilerError, cache_directory, library
 
-ROOT = pathlib.Path(__file__).parents[2]
-
 
 @pytest.fixture(autouse=True)
 def empty_cache(monkeypatch, tmp_path):

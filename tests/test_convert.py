@@ -13,7 +13,7 @@ from convmixer_jax import config as config_lib
 from convmixer_jax import convert, pretrained, storage
 from convmixer_jax.errors import UserError
 from convmixer_jax.model.convmixer import ConvMixer
-from convmixer_jax.pretrained import bundle
+from convmixer_jax.pretrained import bundle, safetensors
 from convmixer_jax.pretrained.trained import Preprocessing, TrainedModel
 from convmixer_jax.training.loop import train
 
@@ -53,7 +53,7 @@ def test_a_way_round_all_kinds_changes_no_bit(variables, tmp_path):
   found = bundle.load(tmp_path / "c")
   assert (found.model, found.activation, found.preprocessing) == (MODEL, "relu", NEEDS)
   assert_same_bits(found.variables, variables)
-  names = [pretrained._read(tmp_path / f"{name}.safetensors")[0] for name in ("timm", "authors")]
+  names = [safetensors.read(tmp_path / f"{name}.safetensors")[0] for name in ("timm", "authors")]
   assert "stem.0.weight" in names[0] and "0.weight" in names[1]
 
 

@@ -30,8 +30,10 @@ from convmixer_jax.checkpoint.state import create_state
 from convmixer_jax.errors import UserError
 from convmixer_jax.model.names import settings_of
 from convmixer_jax.parallel import sharding
+from convmixer_jax.pretrained import pickled
 from convmixer_jax.pretrained import safetensors as files
 from convmixer_jax.pretrained.trained import Preprocessing, TrainedModel, imagenet
+from convmixer_jax.zoo import replace_head
 
 ROOT = pathlib.Path(__file__).parents[2]
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -284,7 +286,7 @@ def torch_file(path, value, compression=zipfile.ZIP_STORED, instructions=None, *
 
 def test_tensors_are_read_as_views_of_their_storage(tmp_path):
   weights = {"a": Tensor(Storage(), 0, (2, 2), (1, 2)), "b": {"c": Tensor(Storage(), 3, (), ())}}
-  found = pretrained.pickled.read(torch_file(tmp_path / "a.pth", weights))
+  found = pickled.read(torch_file(tmp_path / "a.pth", weights))
   np.testing.assert_array_equal(found["a"], [[0, 2], [1, 3]])
   np.testing.assert_array_equal(found["b"]["c"], 3)
 
@@ -514,7 +516,7 @@ def test_wrong_arguments_are_refused(tmp_path, monkeypatch):
 def test_another_head_is_fresh_and_all_else_is_kept(caplog):
   model, variables = load_golden()
   with caplog.at_level(logging.INFO):
-    changed, found = pretrained.replace_head(model, variables, 5)
+    changed, found = replace_head(model, variables, 5)
   assert "head for 7 classes was left out, that for 5 is fresh" in caplog.text
   assert changed == model.clone(num_classes=5)
   head = found["params"].pop("head")
@@ -522,8 +524,8 @@ def test_another_head_is_fresh_and_all_else_is_kept(caplog):
   kept = {name: value for name, value in variables["params"].items() if name != "head"}
   assert_same_bits(found, {**variables, "params": kept})
   assert "head" in variables["params"]
-  assert "head" not in pretrained.replace_head(model, variables, 0)[1]["params"]
-  assert pretrained.replace_head(model, variables, 7)[1] is variables
+  assert "head" not in replace_head(model, variables, 0)[1]["params"]
+  assert replace_head(model, variables, 7)[1] is variables
 
 
 @pytest.fixture

@@ -167,3 +167,11 @@ def test_a_summed_loss_has_the_gradient_of_all_examples(config):
     _, values = experiment.train_step(experiment.fresh_state(), batch)
     norms[loss] = float(values["grad_norm"])
   np.testing.assert_allclose(norms["sum"], 64 * norms["mean"], rtol=1e-5)
+
+
+def test_an_unknown_loss_is_refused(config):
+  config.optimizer.loss = "median"
+  experiment = Experiment(config)
+  batch = experiment.feed(experiment.batches[0])
+  with pytest.raises(ValueError, match="^loss is 'median'; allowed: mean, sum$"):
+    experiment.train_step(experiment.fresh_state(), batch)

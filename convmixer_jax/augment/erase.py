@@ -13,7 +13,7 @@ def _zeros(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 # Ranges of the rectangle's area over the image's and of its height over its width; its filling.
-MODES = {
+ERASE_MODES = {
   "pixel": ((0.02, 1 / 3), (0.3, 1 / 0.3), jax.random.normal),
   "constant": ((0.02, 0.33), (0.3, 3.3), _zeros),
 }
@@ -35,8 +35,8 @@ def random_erase(key: jax.Array, image_bhwc: jax.Array, probability: float, mode
   Raises:
     ValueError: if there is no such mode.
   """
-  check_name("erase_mode", mode, MODES)
-  area, ratio, fill = MODES[mode]
+  check_name("erase_mode", mode, ERASE_MODES)
+  area, ratio, fill = ERASE_MODES[mode]
   b, h, w, _ = image_bhwc.shape
   do_key, box_key, noise_key = jax.random.split(key, 3)
   top_b, left_b, height_b, width_b = rectangle.draw(

@@ -38,5 +38,5 @@ def test_probability_of_one_and_none():
 
 
 def test_an_unknown_mode_is_refused():
-  with pytest.raises(ValueError, match="^erase_mode is 'noise'; allowed: pixel, constant$"):
+  with pytest.raises(ValueError, match=r"^erase_mode is 'noise'; allowed: pixel, constant$"):
     random_erase(KEY, np.zeros((1, 8, 8, 3), np.float32), 0.25, "noise")

@@ -215,5 +215,5 @@ def test_a_split_without_an_example_that_can_be_read(image_folder, tmp_path):
     file.write_bytes(b"no JPEG")
   source = open_source("folder", "train", str(folder))
   batches = Batches(source, Preprocess(40), 4, train=True, damage=Damage(limit=10))
-  with pytest.raises(UserError, match="all 10 examples are damaged: .*jpg: "):
+  with pytest.raises(UserError, match=r"all 10 examples are damaged: .*jpg: "):
     batches[0]

@@ -82,6 +82,7 @@ def main(argv: Sequence[str]) -> None:
   options = flags.FLAGS
   workdir = storage.path_of(options.workdir or f"runs/{pathlib.Path(options.config).stem}")
   config = read_config(workdir)
+  config_lib.validate(config)  # before processes meet, which takes a setting already
   with processes.joined(
     options.coordinator,
     options.num_processes,

@@ -28,7 +28,7 @@ class Feed:
   """
 
   def __init__(self, mesh: Mesh, resident: ArraySource | None = None):
-    self._sharding = sharded(mesh)
+    self.mesh, self._sharding = mesh, sharded(mesh)
     if resident is not None:
       self._examples = [place(x, replicated(mesh)) for x in (resident.images, resident.labels)]
       self._look_up = jax.jit(_look_up, out_shardings=self._sharding)

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 import optax
 
+from convmixer_jax import augment
 from convmixer_jax import config as config_lib
 from convmixer_jax.augment import Augmentation, policy
 from convmixer_jax.checkpoint.state import TrainState, create_state
@@ -269,38 +270,27 @@ def make_evaluator(
     UserError: if the data are missing, or do not fit the rest of the config.
   """
   model = make_model(config, mesh) if model is None else model
-  batches, feed = open_split(config, mesh, split, train=False)
-  return _evaluator(config, mesh, model, batches, feed, split)
+  return _evaluator(config, model, *open_split(config, mesh, split, train=False), split)
 
 
 def make_train_evaluator(
-  config: config_dict.ConfigDict, mesh: Mesh, model: ConvMixer, batches: Batches, feed: Feed
+  config: config_dict.ConfigDict, model: ConvMixer, batches: Batches, feed: Feed
 ) -> Evaluator:
   """The evaluation of the split whose training batches these are; its images are kept once."""
   batches = dataclasses.replace(
     batches,
     train=False,
     batch_size=config.data.eval_batch_size,
-    damage=copy.copy(batches.damage),  # each counts what it finds itself
+    damage=copy.copy(batches.damage),  # training and evaluation count for themselves
   )
-  return _evaluator(config, mesh, model, batches, feed, config.data.train_split)
+  return _evaluator(config, model, batches, feed, config.data.train_split)
 
 
 def _evaluator(
-  config: config_dict.ConfigDict,
-  mesh: Mesh,
-  model: ConvMixer,
-  batches: Batches,
-  feed: Feed,
-  split: str,
+  config: config_dict.ConfigDict, model: ConvMixer, batches: Batches, feed: Feed, split: str
 ) -> Evaluator:
+  mean, std = config.augment.mean, config.augment.std
+  normalize = functools.partial(augment.normalize, mean=mean, std=std)
   return Evaluator(
-    model,
-    batches,
-    feed,
-    mesh=mesh,
-    mean=config.augment.mean,
-    std=config.augment.std,
-    workers=config.run.workers,
-    name=split,
+    model, batches, feed, normalize=normalize, workers=config.run.workers, name=split
   )

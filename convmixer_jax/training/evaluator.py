@@ -1,16 +1,14 @@
 """Exact evaluation: every example of the split that can be read counts once."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import functools
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
-from jax.sharding import Mesh
 import numpy as np
 
-from convmixer_jax import augment
 from convmixer_jax.data.batches import Batches
 from convmixer_jax.data.feed import Feed
 from convmixer_jax.model.convmixer import ConvMixer
@@ -24,11 +22,10 @@ def eval_step(
   batch: dict[str, jax.Array],
   *,
   model: ConvMixer,
-  mean: tuple[float, ...],
-  std: tuple[float, ...],
+  normalize: Callable[[jax.Array], jax.Array],
 ) -> metrics.Sums:
   """Sums of the metrics over one batch, with the running statistics."""
-  logits_bk: Any = model.apply(variables, augment.normalize(batch["image"], mean, std))
+  logits_bk: Any = model.apply(variables, normalize(batch["image"]))
   target_bk = jax.nn.one_hot(batch["label"], logits_bk.shape[-1])
   return metrics.sums(logits_bk, target_bk, batch["mask"])
 
@@ -38,11 +35,10 @@ def predict_step(
   batch: dict[str, jax.Array],
   *,
   model: ConvMixer,
-  mean: tuple[float, ...],
-  std: tuple[float, ...],
+  normalize: Callable[[jax.Array], jax.Array],
 ) -> dict[str, jax.Array]:
   """The mask of one batch, and the fields of `Predictions`, [b] each."""
-  logits_bk: Any = model.apply(variables, augment.normalize(batch["image"], mean, std))
+  logits_bk: Any = model.apply(variables, normalize(batch["image"]))
   probability_bk = jax.nn.softmax(logits_bk)
   true_b1 = jnp.take_along_axis(probability_bk, batch["label"][:, None], 1)
   return {
@@ -60,8 +56,7 @@ class Evaluator:
   Args:
     model: whose answers are looked at.
     batches, feed: of the split, for evaluation.
-    mesh: where.
-    mean, std: of each channel, as fractions of 255.
+    normalize: makes of uint8 images what the model takes.
     workers: processes that decode; 0 for threads.
     name: of the split, for the log.
   """
@@ -72,18 +67,16 @@ class Evaluator:
     batches: Batches,
     feed: Feed,
     *,
-    mesh: Mesh,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    normalize: Callable[[jax.Array], jax.Array],
     workers: int,
     name: str,
   ):
     self.model, self.batches = model, batches
     self._feed, self._workers = feed, workers
-    replicated = sharding.replicated(mesh)
+    replicated = sharding.replicated(feed.mesh)
 
     def compiled(function: Any, what: str) -> compiling.Announced:
-      step = functools.partial(function, model=model, mean=mean, std=std)
+      step = functools.partial(function, model=model, normalize=normalize)
       return compiling.Announced(jax.jit(step, out_shardings=replicated), f'{what} on "{name}"')
 
     self._gather = jax.jit(lambda variables: variables, out_shardings=replicated)

@@ -40,7 +40,7 @@ class Experiment:
     self.batches, self.feed = build.open_split(config, mesh, config.data.train_split, train=True)
     if config.run.eval_train:
       self.evaluators["train_eval"] = build.make_train_evaluator(
-        config, mesh, model, self.batches, self.feed
+        config, model, self.batches, self.feed
       )
     self._check_classes()
     self.steps_per_epoch = len(self.batches)

@@ -96,21 +96,20 @@ class Batches:
     share = size // self.process_count
     rows = range(self.process_index * share, (self.process_index + 1) * share)
     mine = indices[rows.start : rows.stop].copy()  # of a permutation that is kept
-    batch, damaged = self._examples(number, rows, mine)
-    self.damage.check(damaged)
+    damaged: dict[int, str] = {}
     draws: dict[int, np.random.Generator] = {}
-    while self.train and not batch["mask"].all():
-      if len(damaged) == len(self.source):
-        raise UserError(
-          f"all {len(self.source)} examples are damaged: {next(iter(damaged.values()))}"
-        )
-      for place in np.flatnonzero(batch["mask"] == 0):
-        row = rows[place]
-        draw = draws.setdefault(row, np.random.default_rng((self.seed, number, row, 1)))
-        mine[place] = draw.integers(len(self.source), size=1)[0]
+    while True:
       batch, found = self._examples(number, rows, mine)
       damaged |= found
       self.damage.check(damaged)
+      if not (self.train and found):
+        break
+      if len(damaged) == len(self.source):
+        raise UserError(f"all {len(damaged)} examples are damaged: {next(iter(damaged.values()))}")
+      for place in np.flatnonzero(batch["mask"] == 0):  # made again with others in their places
+        row = rows[place]
+        draw = draws.setdefault(row, np.random.default_rng((self.seed, number, row, 1)))
+        mine[place] = draw.integers(len(self.source), size=1)[0]
     if missing := share - len(mine):
       for name, x in batch.items():
         batch[name] = np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))

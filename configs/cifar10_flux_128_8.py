@@ -41,8 +41,8 @@ def get_config() -> config_dict.ConfigDict:
     decay_kind="l2",
     clip_norm=1.0,
     clip_each=True,
-    loss="sum",
   )
+  config.step.loss = "sum"
   config.schedule.name = "constant"
   config.run.update(epochs=200, eval_train=True)
   return config

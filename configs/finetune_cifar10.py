@@ -3,7 +3,7 @@
 Command:   python -m convmixer_jax.main --config=configs/finetune_cifar10.py
 Reaches:   not measured. Nor are these settings anybody's recipe: customary values
            for fine-tuning, with a tenth of the head's learning rate below it.
-           --config.optimizer.freeze_backbone=True trains the head alone, and
+           --config.step.freeze_backbone=True trains the head alone, and
            --config.data.image_size=112 takes about a quarter of the time.
 Source:    the weights are the authors', as timm publishes them (convmixer_768_32,
            80.16 % on ImageNet-1k); mean and std are those they were trained with.

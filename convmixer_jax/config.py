@@ -5,7 +5,8 @@ a value here are the recipe's to set. Nothing else declares a key.
 """
 
 import ast
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+import dataclasses
 import difflib
 import json
 import math
@@ -19,155 +20,275 @@ from typing import Any
 from ml_collections import config_dict
 
 from convmixer_jax import storage
+from convmixer_jax.augment import policy
+from convmixer_jax.augment.erase import ERASE_MODES
+from convmixer_jax.data.feed import CACHES
+from convmixer_jax.data.preprocess import CROPS, INTERPOLATIONS
+from convmixer_jax.depthwise import IMPLEMENTATIONS
 from convmixer_jax.errors import UserError
+from convmixer_jax.model.act_norm import ACTIVATIONS
+from convmixer_jax.model.convmixer import DTYPES
+from convmixer_jax.model.layers import INITIALIZERS
+from convmixer_jax.optim.loss import LOSSES
+from convmixer_jax.optim.optimizer import DECAY_KINDS, DECAYS
+from convmixer_jax.optim.schedules import SCHEDULES
 
 # What a run may change when it is resumed: how long it is, how it is watched, how its data are
 # read, and on which devices it lies. Every other section decides the result.
 FREE_SECTIONS = ("run", "parallel")
 
 
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """What one key may be.
+
+  Attributes:
+    default: its value in `base`, or the type of one that a recipe has to set.
+    is_allowed: whether a value is.
+    allowed: what is, for a message.
+    or_none: whether it may stay None, too.
+  """
+
+  default: Any
+  is_allowed: Callable[[Any], bool] = lambda value: True
+  allowed: str = ""
+  or_none: bool = False
+
+
+def positive(default: Any) -> Setting:
+  """A number above 0."""
+  return Setting(default, lambda value: value > 0, "it has to be greater than 0")
+
+
+def not_negative(default: Any) -> Setting:
+  """A number from 0."""
+  return Setting(default, lambda value: value >= 0, "it has to be 0 or greater")
+
+
+def below_one(default: Any) -> Setting:
+  """A number from 0 to below 1."""
+  return Setting(default, lambda value: 0 <= value < 1, "it has to be in [0, 1)")
+
+
+def fraction(default: Any) -> Setting:
+  """A number from 0 to 1."""
+  return Setting(default, lambda value: 0 <= value <= 1, "it has to be in [0, 1]")
+
+
+def one_of(names: Collection[str | None], default: Any) -> Setting:
+  """A name that the code has in a table."""
+  return Setting(default, lambda value: value in names, f"allowed: {', '.join(map(str, names))}")
+
+
+def optional(setting: Setting | type) -> Setting:
+  """Such a setting, or None."""
+  setting = setting if isinstance(setting, Setting) else Setting(setting)
+  return dataclasses.replace(setting, or_none=True)
+
+
+# Each key is a `Setting`, a default, or the type of what a recipe has to set.
+_KEYS: dict[str, Any] = dict(
+  seed=not_negative(0),
+  init_from=optional(str),  # weights to begin with: a file, a model's name, or a run's workdir
+  data=dict(
+    dataset=str,  # "digits", "folder", or the name of a TFDS dataset
+    data_dir=optional(str),  # None: $TFDS_DATA_DIR or ~/tensorflow_datasets; "folder": its root
+    train_split="train",  # TFDS's syntax, slices too: "train[:90%]"
+    eval_split="test",
+    test_split=optional(str),  # for the most accurate checkpoint, at the end of the run
+    image_size=positive(int),  # side in pixels of what the model sees
+    batch_size=positive(int),  # global: over all devices and processes
+    eval_batch_size=positive(int),  # likewise
+    drop_remainder=True,  # leave out an epoch's last, smaller batch
+    group_size=optional(positive(int)),  # images that share BatchNorm and Mixup; None: the batch
+    crop=one_of(CROPS, "none"),  # "random_resized" is ImageNet's; with a cache, on the device
+    crop_scale=(0.08, 1.0),  # area of a random crop over that of the image
+    crop_ratio=(3 / 4, 4 / 3),  # width of a random crop over its height
+    crop_interpolation=one_of(INTERPOLATIONS, "random"),  # "random": one of both for each image
+    eval_crop_fraction=positive(0.96),  # side of the centre crop over the resized short side
+    cache=one_of(CACHES, "none"),  # "host": decoded once into memory; "device": on it, if they fit
+  ),
+  augment=dict(
+    mean=tuple,  # of each channel, as fractions of 255
+    std=tuple,
+    crop_padding=not_negative(0),  # zero pixels around the image before a crop back to image_size
+    rotate=not_negative(0.0),  # greatest angle of a random turn, in degrees
+    shift=not_negative(0.0),  # greatest random shift, as a fraction of the side
+    zoom=below_one(0.0),  # greatest random change of height and of width, as a fraction
+    flip=True,  # mirror every second image, left to right
+    policy=optional(str),  # RandAugment: "rand-m9-mstd0.5-inc1" (timm), "torchvision-n2-m12"
+    jitter=not_negative(0.0),  # greatest change of brightness, contrast, saturation; a fraction
+    label_smoothing=below_one(0.0),  # share of each label that is spread over all classes
+    mixup_alpha=not_negative(0.0),  # of the Beta distribution of the ratio; 0: no Mixup
+    cutmix_alpha=not_negative(0.0),  # likewise; where both are set, each mixes half of the groups
+    erase_probability=fraction(0.0),  # of a rectangle in the normalised image
+    erase_mode=one_of(ERASE_MODES, "pixel"),  # noise, as in timm; "constant": 0, as in torchvision
+  ),
+  model=dict(
+    dim=positive(int),
+    depth=not_negative(int),
+    kernel_size=positive(int),
+    patch_size=positive(int),
+    num_classes=optional(positive(int)),  # None: as many as the data have
+    activation=one_of(ACTIVATIONS, "gelu"),  # "gelu" is the exact one
+    dropout=below_one(0.0),  # share of the pooled features that are dropped before the head
+    initializer=one_of(INITIALIZERS, "torch"),  # PyTorch's, or "glorot": Keras's and Flux's
+    norm_momentum=below_one(0.9),  # of BatchNorm's old running statistics: 1 - PyTorch's
+    norm_epsilon=positive(1e-5),  # added to BatchNorm's variance
+    depthwise=optional(one_of(IMPLEMENTATIONS, str)),  # "pallas" is for GPUs; None: by the platform
+    dtype=one_of(DTYPES, "float32"),  # of the computation; parameters are float32
+  ),
+  optimizer=dict(
+    learning_rate=positive(float),  # the schedule's peak
+    weight_decay=not_negative(float),
+    decay=one_of(DECAYS, "all"),  # "kernels": biases and BatchNorm are left alone
+    decay_kind=one_of(DECAY_KINDS, "adamw"),  # "unscaled": not times the rate; "l2": in gradients
+    b1=below_one(0.9),
+    b2=below_one(0.999),
+    eps=positive(1e-8),
+    eps_hat=False,  # add eps before Adam's bias correction, as Keras does
+    clip_norm=optional(positive(float)),  # of the whole gradient; None: no clipping
+    clip_each=False,  # of each array of the gradient instead
+    backbone_rate=positive(1.0),  # times the learning rate, for all layers but the head
+  ),
+  schedule=dict(
+    name=one_of(SCHEDULES, "onecycle"),  # the authors'
+    warmup_epochs=not_negative(0),  # "cosine" only: linear from 0
+    first_epoch=not_negative(0),  # "onecycle" only: 1 for a schedule that is an epoch ahead
+  ),
+  step=dict(
+    loss=one_of(LOSSES, "mean"),  # over the batch, or "sum"
+    accumulate_steps=positive(1),  # a batch's gradient comes from so many equal parts, in turn
+    ema_decay=optional(below_one(float)),  # keep and evaluate an average of the weights, too
+    freeze_backbone=False,  # train the head alone; BatchNorm is as in evaluation
+  ),
+  run=dict(
+    epochs=positive(int),  # the schedule's length
+    max_steps=optional(positive(int)),  # end after so many steps, the schedule unchanged
+    log_every_steps=positive(50),
+    eval_every_epochs=positive(1),
+    eval_train=False,  # evaluate the whole training split as well, without augmentation
+    checkpoint_every_steps=positive(1000),  # besides one after each evaluation
+    keep_checkpoints=positive(2),  # the newest ones, besides the most accurate
+    workers=not_negative(0),  # processes that decode, at most one a core; 0: threads
+    heartbeat_seconds=positive(100),  # a process silent for so long is dead, and ends the others
+    stall_seconds=positive(1800),  # several processes end after so long without a finished step
+    max_damaged=not_negative(10),  # examples of a split that cannot be read; more end the run
+  ),
+  parallel=dict(
+    fsdp=positive(1),  # devices that share one copy of the parameters and the optimiser's state
+    scan=False,  # compile one block for all of them: a compilation as short as that of one
+    remat=False,  # scan, and compute each block's maps again for its gradient: for less memory
+  ),
+)
+
+
 def base() -> config_dict.ConfigDict:
-  """The schema: all keys with their types, and defaults where no recipe decides."""
-  required = optional = config_dict.placeholder  # None until set; `_OPTIONAL` may stay so
-  schema = config_dict.create(
-    seed=0,
-    init_from=optional(str),  # weights to begin with: a file, a model's name, or a run's workdir
-    **_images(),
-    model=dict(
-      dim=required(int),
-      depth=required(int),
-      kernel_size=required(int),
-      patch_size=required(int),
-      num_classes=optional(int),  # None: as many as the data have
-      activation="gelu",  # "gelu" (exact), "gelu_tanh" or "relu"
-      dropout=0.0,  # share of the pooled features that are dropped before the head
-      initializer="torch",  # PyTorch's, or "glorot": Keras's and Flux's
-      norm_momentum=0.9,  # of BatchNorm's old running statistics: 1 - PyTorch's
-      norm_epsilon=1e-5,  # added to BatchNorm's variance
-      # "taps", "xla", "native" (CPU; needs a C++ compiler), "pallas" (GPU); None: by the platform.
-      depthwise=optional(str),
-      dtype="float32",  # of the computation: "float32" or "bfloat16"; parameters are float32
-    ),
-    optimizer=dict(
-      learning_rate=required(float),  # the schedule's peak
-      weight_decay=required(float),
-      decay="all",  # "all", or "kernels": biases and BatchNorm are left alone
-      decay_kind="adamw",  # times the learning rate; "unscaled": not; "l2": in the gradient
-      b1=0.9,
-      b2=0.999,
-      eps=1e-8,
-      eps_hat=False,  # add eps before Adam's bias correction, as Keras does
-      clip_norm=optional(float),  # of the whole gradient; None: no clipping
-      clip_each=False,  # of each array of the gradient instead
-      loss="mean",  # over the batch, or "sum"
-      accumulate_steps=1,  # a batch's gradient comes from so many equal parts of it, in turn
-      ema_decay=optional(float),  # keep and evaluate an average of the weights, too; None: none
-      backbone_rate=1.0,  # times the learning rate, for all layers but the head
-      freeze_backbone=False,  # train the head alone; BatchNorm is as in evaluation
-    ),
-    schedule=dict(
-      name="onecycle",  # the authors'; "cosine", "optax_onecycle", "slanted_triangle", "constant"
-      warmup_epochs=0,  # "cosine" only: linear from 0
-      first_epoch=0,  # "onecycle" only: 1 for a schedule that is an epoch ahead
-    ),
-    run=dict(
-      epochs=required(int),  # the schedule's length
-      max_steps=optional(int),  # end after so many steps, the schedule unchanged
-      log_every_steps=50,
-      eval_every_epochs=1,
-      eval_train=False,  # evaluate the whole training split as well, without augmentation
-      checkpoint_every_steps=1000,  # besides one after each evaluation
-      keep_checkpoints=2,  # the newest ones, besides the most accurate
-      workers=0,  # processes that decode, at most one a core; 0: threads
-      heartbeat_seconds=100,  # a process that is silent for so long is dead, and ends the others
-      stall_seconds=1800,  # several processes end after so long without a finished step
-      max_damaged=10,  # examples of a split that cannot be read and are skipped; more end the run
-    ),
-    parallel=dict(
-      fsdp=1,  # devices that share one copy of the parameters and the optimiser's state
-      scan=False,  # compile one block for all of them: a compilation as short as that of one
-      remat=False,  # scan, and compute each block's maps again for its gradient: for less memory
-    ),
+  """All keys with their types, and defaults where no recipe decides."""
+
+  def value(key: Any) -> Any:
+    if isinstance(key, dict):
+      return {name: value(inner) for name, inner in key.items()}
+    default = key.default if isinstance(key, Setting) else key
+    return config_dict.placeholder(default) if isinstance(default, type) else default
+
+  return config_dict.create(**value(_KEYS)).lock()
+
+
+def flatten(sections: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """A config, or its JSON, as {"section.key": value}."""
+  flat: dict[str, Any] = {}
+  for name, value in sections.items():
+    if isinstance(value, Mapping | config_dict.ConfigDict):
+      flat |= flatten(value, f"{prefix}{name}.")
+    else:
+      flat[prefix + name] = value
+  return flat
+
+
+def validate(config: config_dict.ConfigDict) -> None:
+  """Checks all that can be checked without data and devices.
+
+  Raises:
+    UserError: naming the key, its value and what is allowed.
+  """
+  settings = flatten(_KEYS)
+  for key, value in flatten(config).items():
+    _check(f"config.{key}", value, settings[key])
+  image, patch = config.data.image_size, config.model.patch_size
+  if image % patch:
+    raise UserError(
+      f"config.model.patch_size is {patch}, which does not divide config.data.image_size={image}: "
+      f"set one of them, such as --config.model.patch_size={math.gcd(image, patch)}"
+    )
+  if len(config.augment.mean) != len(config.augment.std):
+    raise UserError(
+      f"config.augment.mean={config.augment.mean} and config.augment.std={config.augment.std} "
+      "have to have one value for each channel"
+    )
+  warmup, epochs = config.schedule.warmup_epochs, config.run.epochs
+  if config.schedule.name == "cosine" and warmup >= epochs:
+    raise UserError(
+      f"config.schedule.warmup_epochs is {warmup}, which leaves nothing of config.run.epochs="
+      f"{epochs}: set such as --config.schedule.warmup_epochs={epochs // 2}"
+    )
+  if config.step.freeze_backbone and config.init_from is None:
+    raise UserError(
+      "config.step.freeze_backbone is True, but config.init_from is not set: a frozen backbone"
+      " has to come from somewhere, set --config.init_from=WEIGHTS"
+    )
+  _check_groups(config)
+  if config.augment.policy is not None:
+    policy.parse(config.augment.policy)
+
+
+def _check(key: str, value: Any, setting: Any) -> None:
+  setting = setting if isinstance(setting, Setting) else Setting(setting)
+  if value is None:
+    if not setting.or_none:
+      raise UserError(f"{key} is not set: set it in the config file or with --{key}=")
+    return
+  numbers = value if isinstance(value, tuple) else (value,) * isinstance(value, float)
+  if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
+    raise UserError(f"{key} is {value}; only finite numbers are allowed")
+  if not setting.is_allowed(value):
+    raise UserError(f"{key} is {value!r}; {setting.allowed}")
+
+
+def batch_unit(config: config_dict.ConfigDict) -> int:
+  """What a batch is a multiple of: equal parts of whole groups, which are even where they mix."""
+  mixes = config.augment.mixup_alpha or config.augment.cutmix_alpha
+  group = config.data.group_size or (2 if mixes else 1)
+  return config.step.accumulate_steps * group
+
+
+def _check_groups(config: config_dict.ConfigDict) -> None:
+  """Parts of the batch, and groups of these, have to be whole; partners for Mixup come in pairs."""
+  batch, parts = config.data.batch_size, config.step.accumulate_steps
+  group, unit = config.data.group_size, batch_unit(config)
+  such_as = (
+    f"set a multiple of {unit}, such as --config.data.batch_size={max(batch // unit, 1) * unit}"
   )
-  return schema.lock()
-
-
-def _images() -> dict[str, dict[str, Any]]:
-  required = optional = config_dict.placeholder
-  return dict(
-    data=dict(
-      dataset=required(str),  # "digits", "folder", or the name of a TFDS dataset
-      data_dir=optional(str),  # None: $TFDS_DATA_DIR or ~/tensorflow_datasets; "folder": its root
-      train_split="train",  # TFDS's syntax, slices too: "train[:90%]"
-      eval_split="test",
-      test_split=optional(str),  # for the most accurate checkpoint, at the end of the run
-      image_size=required(int),  # side in pixels of what the model sees
-      batch_size=required(int),  # global: over all devices and processes
-      eval_batch_size=required(int),  # likewise
-      drop_remainder=True,  # leave out an epoch's last, smaller batch
-      group_size=optional(int),  # images with BatchNorm statistics and Mixup of their own, as those
-      # of one GPU in PyTorch; None: the whole batch
-      crop="none",  # or "random_resized": ImageNet's; with a cache, on the device
-      crop_scale=(0.08, 1.0),  # area of a random crop over that of the image
-      crop_ratio=(3 / 4, 4 / 3),  # width of a random crop over its height
-      crop_interpolation="random",  # "bilinear", "bicubic", or "random": either for each image
-      eval_crop_fraction=0.96,  # side of the centre crop over the resized short side
-      cache="none",  # or "host": decoded once into memory; or "device": on it, if they fit
-    ),
-    augment=dict(
-      mean=required(tuple),  # of each channel, as fractions of 255
-      std=required(tuple),
-      crop_padding=0,  # zero pixels around the image before a crop back to image_size
-      rotate=0.0,  # greatest angle of a random turn, in degrees
-      shift=0.0,  # greatest random shift, as a fraction of the side
-      zoom=0.0,  # greatest random change of height and of width, as a fraction
-      flip=True,  # mirror every second image, left to right
-      policy=optional(str),  # RandAugment: "rand-m9-mstd0.5-inc1" (timm), "torchvision-n2-m12"
-      jitter=0.0,  # greatest change of brightness, contrast and saturation, as a fraction
-      label_smoothing=0.0,  # share of each label that is spread over all classes
-      mixup_alpha=0.0,  # of the Beta distribution of the ratio; 0: no Mixup
-      cutmix_alpha=0.0,  # likewise; where both are set, each mixes half of the groups
-      erase_probability=0.0,  # of a rectangle in the normalised image
-      erase_mode="pixel",  # filled with noise, as timm does; or "constant": 0, as torchvision
-    ),
-  )
-
-
-_OPTIONAL = """
-  init_from data.data_dir data.test_split data.group_size augment.policy model.depthwise
-  model.num_classes optimizer.clip_norm optimizer.ema_decay run.max_steps
-"""
-_CHOICES = {
-  "data.crop": ("none", "random_resized"),
-  "data.crop_interpolation": ("random", "bilinear", "bicubic"),
-  "data.cache": ("none", "host", "device"),
-  "augment.erase_mode": ("pixel", "constant"),
-  "model.activation": ("gelu", "gelu_tanh", "relu"),
-  "model.initializer": ("torch", "glorot"),
-  "model.depthwise": (None, "taps", "xla", "native", "pallas"),
-  "model.dtype": ("float32", "bfloat16"),
-  "optimizer.decay": ("all", "kernels"),
-  "optimizer.decay_kind": ("adamw", "unscaled", "l2"),
-  "optimizer.loss": ("mean", "sum"),
-  "schedule.name": ("onecycle", "cosine", "optax_onecycle", "slanted_triangle", "constant"),
-}
-_POSITIVE = """
-  data.image_size data.batch_size data.eval_batch_size data.group_size data.eval_crop_fraction
-  model.dim model.kernel_size model.patch_size model.num_classes model.norm_epsilon
-  optimizer.learning_rate optimizer.eps optimizer.clip_norm optimizer.accumulate_steps
-  optimizer.backbone_rate run.epochs run.max_steps run.log_every_steps run.eval_every_epochs
-  run.checkpoint_every_steps run.keep_checkpoints run.heartbeat_seconds run.stall_seconds
-  parallel.fsdp
-"""
-_NOT_NEGATIVE = """
-  seed model.depth augment.crop_padding augment.rotate augment.shift augment.jitter
-  augment.mixup_alpha augment.cutmix_alpha optimizer.weight_decay schedule.warmup_epochs
-  schedule.first_epoch run.workers run.max_damaged
-"""
-_BELOW_ONE = """
-  augment.zoom augment.label_smoothing model.dropout model.norm_momentum optimizer.b1 optimizer.b2
-  optimizer.ema_decay
-"""
+  if (config.augment.mixup_alpha or config.augment.cutmix_alpha) and group and group % 2:
+    raise UserError(
+      f"config.augment.mixup_alpha and cutmix_alpha mix pairs of images, but a group has {group}: "
+      f"set an even one, such as --config.data.group_size={group + 1}"
+    )
+  if batch % parts:
+    raise UserError(
+      f"config.step.accumulate_steps is {parts}, which does not divide "
+      f"config.data.batch_size={batch}: {such_as}"
+    )
+  if group and batch // parts % group:
+    raise UserError(
+      f"config.data.group_size is {group}, which does not divide the {batch // parts} images of "
+      f"config.data.batch_size={batch} / config.step.accumulate_steps={parts}: {such_as}"
+    )
+  if batch % unit:
+    raise UserError(
+      f"config.augment.mixup_alpha and cutmix_alpha mix pairs of images, but a group has "
+      f"{batch // parts}: {such_as}"
+    )
 
 
 def names() -> list[str]:
@@ -322,108 +443,6 @@ def _nearest(key: str) -> str:
   return f"{meant}config{'.' * bool(section)}{section} has: {', '.join(here or top)}"
 
 
-def flatten(sections: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """A config, or its JSON, as {"section.key": value}."""
-  flat: dict[str, Any] = {}
-  for name, value in sections.items():
-    if isinstance(value, Mapping | config_dict.ConfigDict):
-      flat |= flatten(value, f"{prefix}{name}.")
-    else:
-      flat[prefix + name] = value
-  return flat
-
-
-def validate(config: config_dict.ConfigDict) -> None:
-  """Checks all that can be checked without data and devices.
-
-  Raises:
-    UserError: naming the key, its value and what is allowed.
-  """
-  flat = flatten(config)
-  for key, value in flat.items():
-    if value is None and key not in _OPTIONAL.split():
-      raise UserError(f"config.{key} is not set: set it in the config file or with --config.{key}=")
-    numbers = value if isinstance(value, tuple) else (value,) * isinstance(value, float)
-    if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
-      raise UserError(f"config.{key} is {value}; only finite numbers are allowed")
-  for key, allowed in _CHOICES.items():
-    if flat[key] not in allowed:
-      raise UserError(f"config.{key} is {flat[key]!r}; allowed: {', '.join(map(str, allowed))}")
-  for keys, is_right, bound in (
-    (_POSITIVE, lambda value: value > 0, "greater than 0"),
-    (_NOT_NEGATIVE, lambda value: value >= 0, "0 or greater"),
-    (_BELOW_ONE, lambda value: 0 <= value < 1, "in [0, 1)"),
-    ("augment.erase_probability", lambda value: 0 <= value <= 1, "in [0, 1]"),
-  ):
-    for key in keys.split():
-      if flat[key] is not None and not is_right(flat[key]):
-        raise UserError(f"config.{key} is {flat[key]}; it has to be {bound}")
-  image, patch = config.data.image_size, config.model.patch_size
-  if image % patch:
-    raise UserError(
-      f"config.model.patch_size is {patch}, which does not divide config.data.image_size={image}: "
-      f"set one of them, such as --config.model.patch_size={math.gcd(image, patch)}"
-    )
-  if len(config.augment.mean) != len(config.augment.std):
-    raise UserError(
-      f"config.augment.mean={config.augment.mean} and config.augment.std={config.augment.std} "
-      "have to have one value for each channel"
-    )
-  warmup, epochs = config.schedule.warmup_epochs, config.run.epochs
-  if config.schedule.name == "cosine" and warmup >= epochs:
-    raise UserError(
-      f"config.schedule.warmup_epochs is {warmup}, which leaves nothing of config.run.epochs="
-      f"{epochs}: set such as --config.schedule.warmup_epochs={epochs // 2}"
-    )
-  if config.optimizer.freeze_backbone and config.init_from is None:
-    raise UserError(
-      "config.optimizer.freeze_backbone is True, but config.init_from is not set: a frozen backbone"
-      " has to come from somewhere, set --config.init_from=WEIGHTS"
-    )
-  _check_groups(config)
-  if config.augment.policy is not None:
-    # Imported here, because this module has to work before JAX is imported.
-    from convmixer_jax.augment import policy
-
-    policy.parse(config.augment.policy)
-
-
-def batch_unit(config: config_dict.ConfigDict) -> int:
-  """What a batch is a multiple of: equal parts of whole groups, which are even where they mix."""
-  mixes = config.augment.mixup_alpha or config.augment.cutmix_alpha
-  group = config.data.group_size or (2 if mixes else 1)
-  return config.optimizer.accumulate_steps * group
-
-
-def _check_groups(config: config_dict.ConfigDict) -> None:
-  """Parts of the batch, and groups of these, have to be whole; partners for Mixup come in pairs."""
-  batch, parts = config.data.batch_size, config.optimizer.accumulate_steps
-  group, unit = config.data.group_size, batch_unit(config)
-  such_as = (
-    f"set a multiple of {unit}, such as --config.data.batch_size={max(batch // unit, 1) * unit}"
-  )
-  if (config.augment.mixup_alpha or config.augment.cutmix_alpha) and group and group % 2:
-    raise UserError(
-      f"config.augment.mixup_alpha and cutmix_alpha mix pairs of images, but a group has {group}: "
-      f"set an even one, such as --config.data.group_size={group + 1}"
-    )
-  if batch % parts:
-    raise UserError(
-      f"config.optimizer.accumulate_steps is {parts}, which does not divide "
-      f"config.data.batch_size={batch}: {such_as}"
-    )
-  if group and batch // parts % group:
-    raise UserError(
-      f"config.data.group_size is {group}, which does not divide the {batch // parts} images of "
-      f"config.data.batch_size={batch} / config.optimizer.accumulate_steps={parts}: {such_as}"
-    )
-  if batch % unit:
-    raise UserError(
-      f"config.augment.mixup_alpha and cutmix_alpha mix pairs of images, but a group has "
-      f"{batch // parts}: {such_as}"
-    )
-
-
 def check_resumable(config: config_dict.ConfigDict, path: pathlib.Path) -> None:
   """Compares the config with the one that a run began with, if `path` exists.
 
@@ -466,7 +485,11 @@ def read_json(path: pathlib.Path) -> config_dict.ConfigDict:
   """
   config = base()
   try:
-    config.update(json.loads(path.read_text()))
+    fields = json.loads(path.read_text())
+    for name in _KEYS["step"]:  # they were in the section `optimizer` once
+      if name in fields["optimizer"]:
+        fields.setdefault("step", {})[name] = fields["optimizer"].pop(name)
+    config.update(fields)
   except FileNotFoundError:
     raise UserError(f"{path} does not exist: --workdir has to be that of a run") from None
   except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -1,4 +1,6 @@
-"""The exceptions that are shown to the user without a traceback."""
+"""The exceptions that are shown to the user without a traceback, and the check of names."""
+
+from collections.abc import Collection
 
 
 class UserError(Exception):
@@ -19,3 +21,13 @@ class Stopped(KeyboardInterrupt):
 
 class DamagedError(UserError):
   """An example that cannot be read or decoded; a run skips a few of them."""
+
+
+def check_name(what: str, name: str, allowed: Collection[str]) -> None:
+  """Unknown names must not fall through to a default.
+
+  Raises:
+    ValueError: naming what it is, the name and those that are allowed.
+  """
+  if name not in allowed:
+    raise ValueError(f"{what} is {name!r}; allowed: {', '.join(allowed)}")

@@ -19,6 +19,7 @@ from ml_collections import config_dict
 from convmixer_jax import cli, storage
 from convmixer_jax import config as config_lib
 from convmixer_jax.errors import UserError
+from convmixer_jax.parallel import processes
 
 
 def define_flags(argv: Sequence[str]) -> None:
@@ -81,10 +82,7 @@ def main(argv: Sequence[str]) -> None:
   options = flags.FLAGS
   workdir = storage.path_of(options.workdir or f"runs/{pathlib.Path(options.config).stem}")
   config = read_config(workdir)
-  config_lib.validate(config)
-  # JAX is imported after the flags are known to be right, and not by data workers.
-  from convmixer_jax.parallel import processes
-
+  config_lib.validate(config)  # before processes meet, which takes a setting already
   with processes.joined(
     options.coordinator,
     options.num_processes,

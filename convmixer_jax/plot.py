@@ -26,10 +26,11 @@ from convmixer_jax import config as config_lib
 from convmixer_jax.data import batches
 from convmixer_jax.errors import UserError
 from convmixer_jax.native import xla_cache
-from convmixer_jax.optim.schedules import make_schedule
 from convmixer_jax.parallel import sharding
 from convmixer_jax.results.history import History, label, read_history, read_sweep
-from convmixer_jax.training.evaluate import Evaluator, restore_variables
+from convmixer_jax.training import build
+from convmixer_jax.training.evaluate import restore_variables
+from convmixer_jax.training.evaluator import Evaluator
 
 _MISTAKES = 24  # images in a report
 
@@ -42,12 +43,7 @@ def planned(config: config_dict.ConfigDict, history: History) -> np.ndarray:
   steps_per_epoch = history.steps_per_epoch()
   if steps_per_epoch is None:
     return np.zeros((0, 2))
-  schedule = make_schedule(
-    **config.schedule,
-    peak=config.optimizer.learning_rate,
-    epochs=config.run.epochs,
-    steps_per_epoch=steps_per_epoch,
-  )
+  schedule = build.make_schedule(config, steps_per_epoch)
   last = config.run.epochs * steps_per_epoch - 1
   update_n = np.unique(np.linspace(0, last, 2000).round().astype(np.int32))
   rate_n = jax.vmap(schedule)(update_n)
@@ -92,7 +88,7 @@ def draw_run(
     summary |= {"parameters": f"{count:,}", "checkpoint": f"step {step}, the newest readable one"}
     pictures |= _draw_weights(figures, variables["params"], f"{history.name}, step {step}", block)
     if with_report:
-      evaluator = Evaluator(config, mesh, config.data.eval_split)
+      evaluator = build.make_evaluator(config, mesh, config.data.eval_split)
       drawn, mistakes = _draw_answers(figures, report, evaluator, variables, step)
       pictures |= drawn
   except UserError as error:
@@ -198,7 +194,7 @@ def _draw_answers(
   names = list(source.class_names)
   chosen = predictions.confidently_wrong(_MISTAKES)
   numbers = evaluator.batches.readable()[chosen]
-  images, _ = batches.read(source, evaluator.batches.preprocess, numbers, [None] * len(numbers))
+  images, *_ = batches.read(source, evaluator.batches.preprocess, numbers, [None] * len(numbers))
   wrong = [
     (int(index), image, source.describe(int(number)))
     for index, number, image in zip(chosen, numbers, images, strict=True)

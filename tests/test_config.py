@@ -25,7 +25,16 @@ def config(configs):
       "elu",
       r"config.model.activation is 'elu'; allowed: gelu, gelu_tanh, relu",
     ),
+    (
+      "model.depthwise",
+      "cudnn",
+      r"config.model.depthwise is 'cudnn'; allowed: .*taps, xla, native",
+    ),
+    ("data.cache", "disk", r"config.data.cache is 'disk'; allowed: none, host, device"),
+    ("augment.erase_mode", "noise", r"erase_mode is 'noise'; allowed: pixel, constant"),
     ("optimizer.decay", "some", r"config.optimizer.decay is 'some'; allowed: all, kernels"),
+    ("optimizer.decay_kind", "l1", r"decay_kind is 'l1'; allowed: adamw, unscaled, l2"),
+    ("step.loss", "median", r"config.step.loss is 'median'; allowed: mean, sum"),
     ("schedule.name", "step", r"config.schedule.name is 'step'; allowed: onecycle, cosine"),
     ("data.batch_size", 0, r"config.data.batch_size is 0; it has to be greater than 0"),
     ("optimizer.weight_decay", -1.0, r"config.optimizer.weight_decay is -1.0; .* 0 or greater"),
@@ -44,7 +53,7 @@ def config(configs):
     ("augment.mean", (float("-inf"),), r"config.augment.mean is \(-inf,\); only finite"),
     ("augment.std", ("a",), r"config.augment.std is \('a',\); only finite numbers are allowed"),
     ("data.group_size", 48, r"group_size is 48, which does not divide the 64 images"),
-    ("optimizer.accumulate_steps", 3, r"accumulate_steps is 3, .* config.data.batch_size=64"),
+    ("step.accumulate_steps", 3, r"accumulate_steps is 3, .* config.data.batch_size=64"),
   ],
 )
 def test_a_wrong_setting_is_named(config, key, value, message):
@@ -63,12 +72,12 @@ def test_a_warm_up_is_shorter_than_the_run(config):
 
 
 def test_groups_are_of_the_parts_of_a_batch_and_even_where_pairs_are_mixed(config):
-  config.data.group_size, config.optimizer.accumulate_steps = 8, 4
+  config.data.group_size, config.step.accumulate_steps = 8, 4
   validate(config)
-  config.optimizer.accumulate_steps = 16
+  config.step.accumulate_steps = 16
   with pytest.raises(UserError, match=r"8, which does not divide the 4 images of .*batch_size=64"):
     validate(config)
-  config.optimizer.accumulate_steps, config.data.group_size = 1, 1
+  config.step.accumulate_steps, config.data.group_size = 1, 1
   validate(config)
   config.augment.cutmix_alpha = 0.5
   with pytest.raises(UserError, match="mix pairs of images, but a group has 1: set an even"):
@@ -111,6 +120,7 @@ def test_a_setting_on_the_command_line_has_the_type_of_its_key(config, key, text
     ("model.dmi", "3", r"^config.model.dmi does not exist; did you mean config.model.dim\? config"),
     ("modl.dim", "3", r"^config.modl.dim does not .* config.model.dim\? config.model has: act"),
     ("modl.dmi", "3", r"^config.modl.dmi does not .* config.model.dim\? config.model has: act"),
+    ("optimizer.loss", "sum", r"^config.optimizer.loss does .* did you mean config.step.loss\?"),
     ("learning_rate", "3", r"did you mean config.optimizer.learning_rate\? config has: .*model"),
     ("model.dim.x", "3", r"^config.model.dim.x does not exist; config.model has: "),
     ("nonsense.x", "3", r"^config.nonsense.x does not exist; config has: "),
@@ -261,3 +271,32 @@ def test_a_file_that_is_no_config_is_refused(tmp_path, text):
     read_json(tmp_path / "config.json")
   with pytest.raises(UserError, match=r"has to be that of a run"):
     read_json(tmp_path / "none.json")
+
+
+def test_a_config_from_before_there_was_a_section_step_is_read(config, tmp_path):
+  path = tmp_path / "config.json"
+  config.step.update(loss="sum", accumulate_steps=4, ema_decay=0.5)
+  write_json(config, path)
+  fields = json.loads(path.read_text())
+  fields["optimizer"] |= fields.pop("step")
+  path.write_text(json.dumps(fields))
+  assert flatten(read_json(path)) == flatten(config)
+  check_resumable(config, path)
+
+
+def test_every_default_is_allowed_and_the_rest_has_to_be_set(config):
+  required = set()
+  for key, value in flatten(config_lib.base()).items():
+    one = config.copy_and_resolve_references()
+    one.update_from_flattened_dict({key: value})
+    try:
+      validate(one)
+    except UserError as error:
+      assert str(error).startswith(f"config.{key} is not set: ")
+      required.add(key)
+  assert required == {
+    *("data.dataset", "data.image_size", "data.batch_size", "data.eval_batch_size"),
+    *("augment.mean", "augment.std"),
+    *("model.dim", "model.depth", "model.kernel_size", "model.patch_size"),
+    *("optimizer.learning_rate", "optimizer.weight_decay", "run.epochs"),
+  }

@@ -42,7 +42,7 @@ def finished(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("tiny")
   config = config_lib.read(DIGITS)
   config.model.update(dim=8, depth=2, kernel_size=3, patch_size=2)
-  config.optimizer.ema_decay = 0.9
+  config.step.ema_decay = 0.9
   config.run.update(epochs=2, log_every_steps=4, eval_every_epochs=1)
   assert train(config, workdir) is None
   return workdir

@@ -22,7 +22,7 @@ from convmixer_jax.model.convmixer import ConvMixer
 from convmixer_jax.parallel.sharding import make_mesh
 from convmixer_jax.pretrained import workdir
 from convmixer_jax.pretrained.trained import Preprocessing, TrainedModel, imagenet
-from convmixer_jax.training.evaluate import Evaluator
+from convmixer_jax.training.build import make_evaluator
 from convmixer_jax.training.loop import train
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -248,7 +248,7 @@ def test_predictions_are_those_of_the_runs_evaluation_from_every_format(
   assert (told.mean, told.std) == (config.augment.mean, config.augment.std)
   files = [root / f"{number}.png" for number in range(8)]
   found = [p.classes[0] for p in predict.predict(forward, variables, told, files)]
-  expected = Evaluator(config, make_mesh(), "test").predict(
+  expected = make_evaluator(config, make_mesh(), "test").predict(
     jax.device_get(pretrained.load(root / "run")[1])
   )
   assert [name for name, _ in found] == [str(label) for label in expected.predicted_n[:8]]

@@ -4,6 +4,10 @@ import jax
 import jax.numpy as jnp
 
 from convmixer_jax.augment import rectangle
+from convmixer_jax.errors import check_name
+
+# Share of the crops that are resized with a bicubic kernel; the others have a bilinear one.
+INTERPOLATIONS = {"random": 0.5, "bilinear": 0.0, "bicubic": 1.0}
 
 
 def random_crop(key: jax.Array, image_bhwc: jax.Array, padding: int) -> jax.Array:
@@ -36,7 +40,11 @@ def random_resized_crop(
     scale: range of the crop's area over the image's.
     ratio: range of its width over its height.
     interpolation: "bilinear", "bicubic", or "random": either for each image.
+
+  Raises:
+    ValueError: if there is no such interpolation.
   """
+  check_name("interpolation", interpolation, INTERPOLATIONS)
   b, h, w, _ = image_bhwc.shape
   box_key, kernel_key = jax.random.split(key)
   boxes = rectangle.draw(
@@ -47,8 +55,9 @@ def random_resized_crop(
     largest=(h, w),
     fallback=(min(h, round(w / ratio[0])), min(w, round(h * ratio[1]))),
   )
-  share = {"bilinear": 0.0, "bicubic": 1.0, "random": 0.5}[interpolation]
-  return resized_crop(image_bhwc, boxes, jax.random.bernoulli(kernel_key, share, (b,)))
+  return resized_crop(
+    image_bhwc, boxes, jax.random.bernoulli(kernel_key, INTERPOLATIONS[interpolation], (b,))
+  )
 
 
 def resized_crop(

@@ -4,11 +4,18 @@ import jax
 import jax.numpy as jnp
 
 from convmixer_jax.augment import rectangle
+from convmixer_jax.errors import check_name
 
-# Range of the rectangle's area over the image's, and of its height over its width.
-RANGES = {
-  "pixel": ((0.02, 1 / 3), (0.3, 1 / 0.3)),
-  "constant": ((0.02, 0.33), (0.3, 3.3)),
+
+def _zeros(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  del key
+  return jnp.zeros(shape)
+
+
+# Ranges of the rectangle's area over the image's and of its height over its width; its filling.
+ERASE_MODES = {
+  "pixel": ((0.02, 1 / 3), (0.3, 1 / 0.3), jax.random.normal),
+  "constant": ((0.02, 0.33), (0.3, 3.3), _zeros),
 }
 
 
@@ -24,18 +31,21 @@ def random_erase(key: jax.Array, image_bhwc: jax.Array, probability: float, mode
     mode: "pixel": standard normal noise in each pixel and channel, as in timm
       (`random_erasing.py`); "constant": 0, which is the dataset's mean, as in
       torchvision.
+
+  Raises:
+    ValueError: if there is no such mode.
   """
+  check_name("erase_mode", mode, ERASE_MODES)
+  area, ratio, fill = ERASE_MODES[mode]
   b, h, w, _ = image_bhwc.shape
   do_key, box_key, noise_key = jax.random.split(key, 3)
-  area, ratio = RANGES[mode]
   top_b, left_b, height_b, width_b = rectangle.draw(
     box_key, (b, h, w), area=area, ratio=ratio, largest=(h - 1, w - 1), fallback=(0, 0)
   )
   inside_bhw = _within(top_b, height_b, (b, h, w), 1) & _within(left_b, width_b, (b, h, w), 2)
   is_erased_b = jax.random.bernoulli(do_key, probability, (b,))
   inside_bhw1 = (inside_bhw & is_erased_b[:, None, None])[..., None]
-  filling = jax.random.normal(noise_key, image_bhwc.shape) if mode == "pixel" else 0.0
-  return jnp.where(inside_bhw1, filling, image_bhwc)
+  return jnp.where(inside_bhw1, fill(noise_key, image_bhwc.shape), image_bhwc)
 
 
 def _within(start_b: jax.Array, size_b: jax.Array, shape: tuple[int, ...], axis: int) -> jax.Array:

@@ -4,13 +4,14 @@ There is no iterator state: the position of a run in its data is the number of
 the next batch, so a run resumes exactly, with any number of worker processes.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 import dataclasses
 import functools
 import itertools
 import logging
 import os
+from types import MappingProxyType
 
 from absl import flags
 import grain
@@ -88,52 +89,48 @@ class Batches:
     """A batch, and the damaged examples that came up in it, with the reasons.
 
     Raises:
-      UserError: if they and those that are known are too many.
+      UserError: if they are too many.
     """
     indices = self.indices(number)
     size = len(indices) if self.train else self.batch_size
     share = size // self.process_count
     rows = range(self.process_index * share, (self.process_index + 1) * share)
-    mine = indices[rows.start : rows.stop]
-    damaged = dict(self.damage.reasons)
-    batch = self._examples(number, rows, mine, damaged)
-    batch["mask"] = np.array([index not in damaged for index in mine.tolist()], np.float32)
-    self.damage.check(damaged)
-    if self.train:
-      for place in np.flatnonzero(batch["mask"] == 0):
-        other = self._substitute(number, rows[place], damaged)
-        for name, value in other.items():
-          batch[name][place] = value[0]
-        batch["mask"][place] = 1
-    missing = share - len(mine)
-    padded = {
-      name: np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)) if missing else x
-      for name, x in batch.items()
-    }
-    return padded, damaged
-
-  def _substitute(self, number: int, row: int, damaged: dict[int, str]) -> Batch:
-    """A batch of one example that can be read, instead of the one in this row."""
-    draws = np.random.default_rng((self.seed, number, row, 1))
-    while len(damaged) < len(self.source):
-      index = draws.integers(len(self.source), size=1)
-      example = self._examples(number, range(row, row + 1), index, damaged)
+    mine = indices[rows.start : rows.stop].copy()  # of a permutation that is kept
+    damaged: dict[int, str] = {}
+    draws: dict[int, np.random.Generator] = {}
+    while True:
+      batch, found = self._examples(number, rows, mine)
+      damaged |= found
       self.damage.check(damaged)
-      if int(index[0]) not in damaged:
-        return example
-    raise UserError(f"all {len(self.source)} examples are damaged: {next(iter(damaged.values()))}")
+      if not (self.train and found):
+        break
+      if len(damaged) == len(self.source):
+        raise UserError(f"all {len(damaged)} examples are damaged: {next(iter(damaged.values()))}")
+      for place in np.flatnonzero(batch["mask"] == 0):  # made again with others in their places
+        row = rows[place]
+        draw = draws.setdefault(row, np.random.default_rng((self.seed, number, row, 1)))
+        mine[place] = draw.integers(len(self.source), size=1)[0]
+    if missing := share - len(mine):
+      for name, x in batch.items():
+        batch[name] = np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
+    return batch, damaged
 
   def _examples(
-    self, number: int, rows: range, indices: np.ndarray, damaged: dict[int, str]
-  ) -> Batch:
-    """A batch of these examples without a mask; what is damaged is added to `damaged`."""
+    self, number: int, rows: range, indices: np.ndarray
+  ) -> tuple[Batch, dict[int, str]]:
+    """A batch of these examples, and which of them are damaged: their mask is 0."""
+    known = self.damage.reasons
+    damaged = {index: known[index] for index in indices.tolist() if index in known}
     if self.index_only:
-      return {"index": indices.astype(np.int32)}
-    if isinstance(self.source, ArraySource) and self.preprocess.crop == "none":
-      return {"image": self.source.images[indices], "label": self.source.labels[indices]}
-    generators = (self._rng(number, row) for row in rows)
-    images, labels = read(self.source, self.preprocess, indices, generators, damaged)
-    return {"image": images, "label": labels}
+      batch = {"index": indices.astype(np.int32)}
+    elif isinstance(self.source, ArraySource) and self.preprocess.crop == "none":
+      batch = {"image": self.source.images[indices], "label": self.source.labels[indices]}
+    else:
+      generators = (self._rng(number, row) for row in rows)
+      images, labels, damaged = read(self.source, self.preprocess, indices, generators, known)
+      batch = {"image": images, "label": labels}
+    batch["mask"] = np.array([index not in damaged for index in indices.tolist()], np.float32)
+    return batch, damaged
 
   def _rng(self, number: int, row: int) -> np.random.Generator | None:
     """What decides the random crop of a row in batch `number`."""
@@ -188,68 +185,69 @@ def read(
   preprocess: Preprocess,
   indices: Sequence[int] | np.ndarray,
   generators: Iterable[np.random.Generator | None],
-  damaged: dict[int, str] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Reads and preprocesses examples: uint8 images [n, h, w, c] and int32 labels [n].
+  known: Mapping[int, str] = MappingProxyType({}),
+) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+  """Reads and preprocesses examples.
 
   Args:
     source, preprocess: of the examples.
     indices: their numbers.
     generators: what decides the random crop of each, or None.
-    damaged: examples that are left 0, with the reasons; those that turn out to
-      be damaged are added. None: these raise.
+    known: the damaged examples of the source, with the reasons.
+
+  Returns:
+    uint8 images [n, h, w, c] and int32 labels [n], and which of the examples are damaged, known or
+    not, with the reasons; those are left 0.
 
   Raises:
-    DamagedError: naming an example that cannot be read or decoded.
-    UserError: naming one of another size.
+    UserError: naming an example of another size.
   """
-  size = preprocess.image_size
-  images = np.zeros((len(indices), size, size, source.channels), np.uint8)
-  labels = np.zeros(len(indices), np.int32)
-  known = {} if damaged is None else damaged
   numbers = [int(index) for index in indices]
-  sound = [index for index in numbers if index not in known]
+  size = preprocess.image_size
+  images = np.zeros((len(numbers), size, size, source.channels), np.uint8)
+  labels = np.zeros(len(numbers), np.int32)
+  damaged = {index: known[index] for index in numbers if index in known}
+  sound = [index for index in numbers if index not in damaged]
   try:
     examples = dict(zip(sound, source.read(sound), strict=True))
   except DamagedError:  # the others are read again, one by one
     examples = {}
   for place, (index, rng) in enumerate(zip(numbers, generators, strict=False)):
-    if index in known:
+    if index in damaged:
       continue
     try:
-      encoded, labels[place] = examples.get(index) or source.read([index])[0]
-      images[place] = preprocess(encoded, source.channels, rng)
+      encoded, label = examples.get(index) or source.read([index])[0]
+      images[place], labels[place] = preprocess(encoded, source.channels, rng), label
     except UserError as error:
       message = f"{source.describe(index)}: {error}"
-      if damaged is None or not isinstance(error, DamagedError):
-        raise type(error)(message) from None
-      damaged[index], labels[place] = message, 0
-  return images, labels
+      if not isinstance(error, DamagedError):
+        raise UserError(message) from None
+      damaged[index] = message
+  return images, labels, damaged
 
 
-def in_memory(
-  source: Source, preprocess: Preprocess, damaged: dict[int, str] | None = None
-) -> ArraySource:
+def in_memory(source: Source, preprocess: Preprocess, damage: Damage | None = None) -> ArraySource:
   """Decodes all examples once; their images have to have the same size.
 
   Args:
     source, preprocess: of the examples.
-    damaged: as for `read`.
+    damage: takes note of those that are left 0; without it, none may be.
 
   Raises:
-    DamagedError, UserError: as `read` does.
+    UserError: if too many are damaged, or one has another size.
   """
   if isinstance(source, ArraySource):
     return source
+  damage = Damage() if damage is None else damage
 
-  def decoded(start: int) -> tuple[np.ndarray, np.ndarray]:
+  def decoded(start: int) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
     indices = range(start, min(start + 256, len(source)))
-    return read(source, preprocess, indices, itertools.repeat(None), damaged)
+    return read(source, preprocess, indices, itertools.repeat(None), damage.reasons)
 
   with futures.ThreadPoolExecutor() as pool:  # decoding releases Python's lock
-    parts = list(pool.map(decoded, range(0, len(source), 256)))
-  images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-  return ArraySource(images, labels, source.class_names)
+    images, labels, damaged = zip(*pool.map(decoded, range(0, len(source), 256)), strict=True)
+  damage.note({index: reason for part in damaged for index, reason in part.items()})
+  return ArraySource(np.concatenate(images), np.concatenate(labels), source.class_names)
 
 
 @functools.lru_cache(maxsize=2)

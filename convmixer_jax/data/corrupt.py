@@ -1,6 +1,6 @@
-"""The examples of a split that cannot be read or decoded, and how many of them a run bears."""
+"""How many examples of a split a run bears that cannot be read or decoded."""
 
-from collections.abc import Mapping
+import dataclasses
 import logging
 
 from convmixer_jax.errors import UserError
@@ -10,42 +10,25 @@ _log = logging.getLogger(__name__)
 _SHOWN = 3
 
 
+@dataclasses.dataclass
 class Damage:
-  """What was found so far; can be pickled for worker processes, whose copies find for themselves.
+  """The damaged examples that were found so far.
 
   Attributes:
-    reasons: of each damaged example, by its number: what it is, and what is wrong with it.
     limit: how many there may be; 0 stops at the first.
+    reasons: of each by its number: what it is, and what is wrong with it.
   """
 
-  def __init__(self, limit: int = 0):
-    self.reasons: dict[int, str] = {}
-    self.limit = limit
+  limit: int = 0
+  reasons: dict[int, str] = dataclasses.field(default_factory=dict)
 
-  def note(self, found: Mapping[int, str]) -> None:
-    """Takes what was found into account, with one warning for each example.
-
-    Raises:
-      UserError: as `check` does.
-    """
-    new = {index: reason for index, reason in found.items() if index not in self.reasons}
-    self.reasons = self.reasons | new  # a new one: threads copy it at any time
-    self.check(self.reasons)
-    for reason in new.values():
-      _log.warning("skipped a damaged example: %s", reason)
-    if new:
-      _log.warning(
-        "%d damaged so far; config.run.max_damaged=%d allows no more than these",
-        len(self.reasons),
-        self.limit,
-      )
-
-  def check(self, reasons: Mapping[int, str]) -> None:
-    """Compares their number with the limit.
+  def check(self, found: dict[int, str]) -> None:
+    """Counts what was found together with what is known.
 
     Raises:
       UserError: naming the first of them, if they are too many.
     """
+    reasons = self.reasons | found
     if len(reasons) <= self.limit:
       return
     shown = "; ".join(list(reasons.values())[:_SHOWN])
@@ -55,3 +38,17 @@ class Damage:
       " Mend the data, or allow more of them, and repeat the command: it goes on from its newest "
       "checkpoint"
     )
+
+  def note(self, found: dict[int, str]) -> None:
+    """Remembers what was found, with one warning for each new one; raises as `check` does."""
+    self.check(found)
+    new = {index: reason for index, reason in found.items() if index not in self.reasons}
+    self.reasons = self.reasons | new  # another dict: threads read this one
+    for reason in new.values():
+      _log.warning("skipped a damaged example: %s", reason)
+    if new:
+      _log.warning(
+        "%d damaged so far; config.run.max_damaged=%d allows no more than these",
+        len(self.reasons),
+        self.limit,
+      )

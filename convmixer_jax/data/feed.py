@@ -1,16 +1,21 @@
-"""Host batches on their way to the mesh."""
+"""Host batches on their way to the mesh, and images that are kept in memory or on it."""
 
 from collections.abc import Mapping
+import dataclasses
 import logging
 
 import jax
 from jax.sharding import Mesh
 import numpy as np
 
+from convmixer_jax.data.batches import Batches, in_memory, read
 from convmixer_jax.data.datasets import ArraySource
+from convmixer_jax.errors import check_name
 from convmixer_jax.parallel.sharding import place, replicated, sharded
 
 _log = logging.getLogger(__name__)
+
+CACHES = ("none", "host", "device")
 
 
 class Feed:
@@ -23,7 +28,7 @@ class Feed:
   """
 
   def __init__(self, mesh: Mesh, resident: ArraySource | None = None):
-    self._sharding = sharded(mesh)
+    self.mesh, self._sharding = mesh, sharded(mesh)
     if resident is not None:
       self._examples = [place(x, replicated(mesh)) for x in (resident.images, resident.labels)]
       self._look_up = jax.jit(_look_up, out_shardings=self._sharding)
@@ -35,6 +40,32 @@ class Feed:
       for name, rows in batch.items()
     }
     return self._look_up(*self._examples, arrays) if "index" in arrays else arrays
+
+
+def cached(batches: Batches, mesh: Mesh, cache: str) -> tuple[Batches, Feed]:
+  """The batches with their images where `cache` says, and what puts them on the mesh.
+
+  Args:
+    batches: of a split.
+    mesh: where.
+    cache: "none"; "host": decoded once into memory; "device": copied from there to
+      each device, if they fit.
+
+  Raises:
+    UserError: if too many examples are damaged, or one has another size.
+    ValueError: if there is no such cache.
+  """
+  check_name("cache", cache, CACHES)
+  source, preprocess, damage = batches.source, batches.preprocess, batches.damage
+  *_, damaged = read(source, preprocess, [0], [None])  # an error before all the others decode
+  damage.note(damaged)
+  if cache == "none":
+    return batches, Feed(mesh)
+  _log.info("decoding %d images into memory", len(source))
+  resident = in_memory(source, preprocess, damage)
+  on_device = cache == "device" and fits(mesh, resident)
+  batches = dataclasses.replace(batches, source=resident, index_only=on_device)
+  return batches, Feed(mesh, resident if on_device else None)
 
 
 def fits(mesh: Mesh, source: ArraySource) -> bool:

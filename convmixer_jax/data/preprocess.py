@@ -12,9 +12,17 @@ import numpy as np
 import PIL.Image
 
 from convmixer_jax.data.resize import resize
-from convmixer_jax.errors import DamagedError, UserError
+from convmixer_jax.errors import DamagedError, UserError, check_name
 
 _log = logging.getLogger(__name__)
+
+CROPS = ("none", "random_resized")
+# The kernels of which one resizes a random crop.
+INTERPOLATIONS = {
+  "random": ("bilinear", "bicubic"),
+  "bilinear": ("bilinear",),
+  "bicubic": ("bicubic",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +37,9 @@ class Preprocess:
     interpolation: of a random crop: "bilinear", "bicubic", or "random": one of
       them for each image, timm's default. Evaluation is always bicubic.
     eval_fraction: side of the centre crop over the resized short side.
+
+  Raises:
+    ValueError: if there is no such crop or interpolation.
   """
 
   image_size: int
@@ -37,6 +48,10 @@ class Preprocess:
   ratio: tuple[float, float] = (3 / 4, 4 / 3)
   interpolation: str = "random"
   eval_fraction: float = 0.96
+
+  def __post_init__(self):
+    check_name("crop", self.crop, CROPS)
+    check_name("interpolation", self.interpolation, INTERPOLATIONS)
 
   def __call__(
     self, image: bytes | np.ndarray, channels: int, rng: np.random.Generator | None
@@ -80,12 +95,11 @@ class Preprocess:
 
   def _random(self, image_hwc: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     top, left, height, width = self.random_box(image_hwc.shape[0], image_hwc.shape[1], rng)
-    interpolation = self.interpolation
-    if interpolation == "random":
-      interpolation = ("bilinear", "bicubic")[rng.integers(2)]
+    kernels = INTERPOLATIONS[self.interpolation]
+    kernel = kernels[rng.integers(len(kernels))]
     # Cropped before it is resized: pixels around the box must not leak in.
     crop_hwc = image_hwc[top : top + height, left : left + width]
-    return resize(crop_hwc, self.image_size, self.image_size, interpolation)
+    return resize(crop_hwc, self.image_size, self.image_size, kernel)
 
   def _centre(self, image_hwc: np.ndarray) -> np.ndarray:
     """timm's evaluation: short side to image_size / eval_fraction, bicubic, then the centre."""

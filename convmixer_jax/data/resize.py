@@ -16,6 +16,7 @@ import pathlib
 import numpy as np
 import PIL.Image
 
+from convmixer_jax.errors import check_name
 from convmixer_jax.native.compiler import CompilerError, library
 
 _log = logging.getLogger(__name__)
@@ -34,7 +35,11 @@ def resize(image_hwc: np.ndarray, height: int, width: int, interpolation: str) -
     image_hwc: of 1 or 3 channels.
     height, width: of the result in pixels.
     interpolation: "bilinear" or "bicubic".
+
+  Raises:
+    ValueError: if it is another one.
   """
+  check_name("interpolation", interpolation, _RESAMPLING)
   old_height, old_width, channels = image_hwc.shape
   function = _compiled()
   is_narrow = min(old_width, width) * channels < _LEAST_ROW

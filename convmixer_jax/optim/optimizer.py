@@ -1,8 +1,13 @@
 """Adam with its kinds of decay and clipping."""
 
+from collections.abc import Callable
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
+
+from convmixer_jax.errors import check_name
 
 
 def clip_by_norm(max_norm: float, each: bool = False) -> optax.GradientTransformation:
@@ -42,8 +47,27 @@ def scale_by_keras_adam(b1: float, b2: float, eps: float) -> optax.GradientTrans
   return optax.GradientTransformation(optax.scale_by_adam(b1, b2).init, update)
 
 
+def kernels_only(params: optax.Params) -> optax.Params:
+  """True for the arrays of more than one axis: every kernel, no bias and no scale."""
+  return jax.tree.map(lambda p: p.ndim > 1, params)
+
+
+# Which parameters decay: a mask, or None for all.
+DECAYS: dict[str, Callable[[optax.Params], optax.Params] | None] = {
+  "all": None,
+  "kernels": kernels_only,
+}
+
+# The order of the chain, of (decay by a factor, its factor, clipping, Adam, learning rate).
+DECAY_KINDS: dict[str, Callable[..., tuple[optax.GradientTransformation, ...]]] = {
+  "adamw": lambda decay, factor, clip, adam, by_rate: (clip, adam, decay(factor), by_rate),
+  "unscaled": lambda decay, factor, clip, adam, by_rate: (clip, adam, by_rate, decay(-factor)),
+  "l2": lambda decay, factor, clip, adam, by_rate: (decay(factor), clip, adam, by_rate),
+}
+
+
 def make_optimizer(
-  schedule: optax.Schedule,
+  learning_rate: optax.ScalarOrSchedule,
   *,
   weight_decay: float,
   decay: str,
@@ -55,12 +79,11 @@ def make_optimizer(
   clip_norm: float | None = None,
   clip_each: bool = False,
   backbone_rate: float = 1.0,
-  freeze_backbone: bool = False,
 ) -> optax.GradientTransformation:
   """Adam with clipping before it and a decay of the weights; by default PyTorch's AdamW.
 
   Args:
-    schedule: learning rate by number of the update.
+    learning_rate: a number, or a schedule by number of the update.
     weight_decay: its factor.
     decay: "all" parameters, or "kernels": biases and BatchNorm's scales are
       left alone, as in timm (`optim_factory.py`).
@@ -73,23 +96,24 @@ def make_optimizer(
     clip_norm: greatest norm of the whole gradient, or None.
     clip_each: of each array of the gradient instead, see `clip_by_norm`.
     backbone_rate: factor on the learning rate of all but the "head".
-    freeze_backbone: there is no update of all but the "head", and no state for it.
+
+  Raises:
+    ValueError: if there is no such decay or kind of it.
   """
-  mask = None if decay == "all" else kernels_only
+  check_name("decay", decay, DECAYS)
+  check_name("decay_kind", decay_kind, DECAY_KINDS)
+  decayed = functools.partial(optax.add_decayed_weights, mask=DECAYS[decay])
   clip = optax.identity() if clip_norm is None else clip_by_norm(clip_norm, clip_each)
   adam = (scale_by_keras_adam if eps_hat else optax.scale_by_adam)(b1, b2, eps)
-  by_rate = optax.scale_by_learning_rate(schedule)
+  by_rate = optax.scale_by_learning_rate(learning_rate)
   if backbone_rate != 1:
     by_rate = optax.chain(by_rate, scale_backbone(backbone_rate))
-  if decay_kind == "l2":
-    chain = optax.chain(optax.add_decayed_weights(weight_decay, mask), clip, adam, by_rate)
-  elif decay_kind == "unscaled":
-    chain = optax.chain(clip, adam, by_rate, optax.add_decayed_weights(-weight_decay, mask))
-  else:
-    chain = optax.chain(clip, adam, optax.add_decayed_weights(weight_decay, mask), by_rate)
-  if not freeze_backbone:
-    return chain
-  return optax.partition({"backbone": optax.set_to_zero(), "head": chain}, _parts)
+  return optax.chain(*DECAY_KINDS[decay_kind](decayed, weight_decay, clip, adam, by_rate))
+
+
+def of_head(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+  """The optimizer for the "head" alone: there is no update of the rest, and no state for it."""
+  return optax.partition({"backbone": optax.set_to_zero(), "head": optimizer}, _parts)
 
 
 def scale_backbone(factor: float) -> optax.GradientTransformation:
@@ -100,8 +124,3 @@ def scale_backbone(factor: float) -> optax.GradientTransformation:
 def _parts(params: optax.Params) -> dict[str, str]:
   """Which part of the model each of its layers is."""
   return {name: "head" if name == "head" else "backbone" for name in params}
-
-
-def kernels_only(params: optax.Params) -> optax.Params:
-  """True for the arrays of more than one axis: every kernel, no bias and no scale."""
-  return jax.tree.map(lambda p: p.ndim > 1, params)

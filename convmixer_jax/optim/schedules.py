@@ -1,8 +1,12 @@
 """Learning rates by number of the update, from 0."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
+
+from convmixer_jax.errors import check_name
 
 
 def onecycle(
@@ -41,6 +45,20 @@ def slanted_triangle(peak: float, steps: int) -> optax.Schedule:
   )
 
 
+# Name -> schedule, of (peak, epochs, steps per epoch, warm-up epochs, first epoch).
+SCHEDULES: dict[str, Callable[[float, int, int, int, int], optax.Schedule]] = {
+  "onecycle": lambda peak, epochs, steps, _, first: onecycle(peak, epochs, steps, first),
+  "cosine": lambda peak, epochs, steps, warmup, _: optax.warmup_cosine_decay_schedule(
+    0, peak, warmup * steps, epochs * steps
+  ),
+  "optax_onecycle": lambda peak, epochs, steps, *_: optax.cosine_onecycle_schedule(
+    epochs * steps, peak
+  ),
+  "slanted_triangle": lambda peak, epochs, steps, *_: slanted_triangle(peak, epochs * steps),
+  "constant": lambda peak, *_: optax.constant_schedule(peak),
+}
+
+
 def make_schedule(
   name: str,
   *,
@@ -61,14 +79,9 @@ def make_schedule(
     steps_per_epoch: updates in an epoch.
     warmup_epochs: for "cosine" only.
     first_epoch: for "onecycle" only.
+
+  Raises:
+    ValueError: if there is no schedule of this name.
   """
-  steps = epochs * steps_per_epoch
-  if name == "onecycle":
-    return onecycle(peak, epochs, steps_per_epoch, first_epoch)
-  if name == "cosine":
-    return optax.warmup_cosine_decay_schedule(0, peak, warmup_epochs * steps_per_epoch, steps)
-  if name == "optax_onecycle":
-    return optax.cosine_onecycle_schedule(steps, peak)
-  if name == "slanted_triangle":
-    return slanted_triangle(peak, steps)
-  return optax.constant_schedule(peak)
+  check_name("schedule", name, SCHEDULES)
+  return SCHEDULES[name](peak, epochs, steps_per_epoch, warmup_epochs, first_epoch)

@@ -1,6 +1,10 @@
-"""From a config to the batches of one split on the mesh, with every check of the data."""
+"""From a config to the parts of a run: data, augmentation, model, training step, evaluation.
+
+Nothing else looks into the sections of a config for what a part is made of.
+"""
 
 from collections.abc import Callable
+import copy
 import dataclasses
 import functools
 import logging
@@ -13,20 +17,22 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 import optax
 
+from convmixer_jax import augment
 from convmixer_jax import config as config_lib
 from convmixer_jax.augment import Augmentation, policy
 from convmixer_jax.checkpoint.state import TrainState, create_state
-from convmixer_jax.data import batches as data
+from convmixer_jax.data.batches import Batches
 from convmixer_jax.data.corrupt import Damage
 from convmixer_jax.data.datasets import open_source
-from convmixer_jax.data.feed import Feed, fits
+from convmixer_jax.data.feed import Feed, cached
 from convmixer_jax.data.preprocess import Preprocess
 from convmixer_jax.depthwise import default_implementation
 from convmixer_jax.errors import UserError
 from convmixer_jax.model.convmixer import ConvMixer, default_layout
-from convmixer_jax.optim.optimizer import make_optimizer
-from convmixer_jax.optim.schedules import make_schedule
+from convmixer_jax.optim import optimizer as optim
+from convmixer_jax.optim import schedules
 from convmixer_jax.parallel import sharding
+from convmixer_jax.training.evaluator import Evaluator
 from convmixer_jax.training.step import train_step
 
 _log = logging.getLogger(__name__)
@@ -39,11 +45,12 @@ _NORMALISATION = {
 
 
 def resolve(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
-  """The config with what it leaves to the data: `model.num_classes`, where that is None.
+  """The config, checked, with what it leaves to the data: `model.num_classes`, where that is None.
 
   Raises:
-    UserError: if the data are missing.
+    UserError: if a setting is wrong, or the data are missing.
   """
+  config_lib.validate(config)
   if config.model.num_classes is not None:
     return config
   c = config.data
@@ -60,7 +67,7 @@ def resolve(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
 
 def open_split(
   config: config_dict.ConfigDict, mesh: Mesh, split: str, *, train: bool
-) -> tuple[data.Batches, Feed]:
+) -> tuple[Batches, Feed]:
   """The batches of a split, and what puts them on the mesh.
 
   Args:
@@ -85,22 +92,23 @@ def open_split(
       f"of {len(config.augment.mean)} channels, but {c.dataset} has {source.channels}: set "
       f"{_NORMALISATION[source.channels]}"
     )
-  batches = data.Batches(
-    source,
-    Preprocess(
-      c.image_size,
-      _crop_on_host(config),
-      c.crop_scale,
-      c.crop_ratio,
-      c.crop_interpolation,
-      c.eval_crop_fraction,
-    ),
-    c.batch_size if train else c.eval_batch_size,
-    train,
-    config.seed,
-    c.drop_remainder,
-    jax.process_index(),
-    jax.process_count(),
+  preprocess = Preprocess(
+    image_size=c.image_size,
+    crop=_crop_on_host(config),
+    scale=c.crop_scale,
+    ratio=c.crop_ratio,
+    interpolation=c.crop_interpolation,
+    eval_fraction=c.eval_crop_fraction,
+  )
+  batches = Batches(
+    source=source,
+    preprocess=preprocess,
+    batch_size=c.batch_size if train else c.eval_batch_size,
+    train=train,
+    seed=config.seed,
+    drop_remainder=c.drop_remainder,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
     damage=Damage(config.run.max_damaged),
   )
   if train:
@@ -108,29 +116,16 @@ def open_split(
     _check_rest(config, len(source) % c.batch_size)
   else:
     _check_sizes(batches, mesh, "eval_batch_size", 1)
-  damaged: dict[int, str] = {}
-  # An error before all the others decode.
-  data.read(source, batches.preprocess, [0], [None], damaged)
-  batches.damage.note(damaged)
-  if c.cache == "none":
-    return batches, Feed(mesh)
-  _log.info("decoding %d images of %s into memory", len(source), c.dataset)
-  resident = data.in_memory(source, batches.preprocess, damaged)
-  batches.damage.note(damaged)
-  on_device = c.cache == "device" and fits(mesh, resident)
-  batches = dataclasses.replace(batches, source=resident, index_only=on_device)
-  return batches, Feed(mesh, resident if on_device else None)
+  return cached(batches, mesh, c.cache)
 
 
 def make_augmentation(config: config_dict.ConfigDict, mesh: Mesh) -> Augmentation:
   """What `config.augment` says, and the crop if it is made on the device."""
-  c, settings = config.data, config.augment.to_dict()
-  text = settings.pop("policy")
+  c, text = config.data, config.augment.policy
   on_device = c.crop == "random_resized" and _crop_on_host(config) == "none"
   return Augmentation(
-    **settings,
+    **{**config.augment, "policy": None if text is None else policy.parse(text)},
     resized_crop=(c.crop_scale, c.crop_ratio, c.crop_interpolation) if on_device else None,
-    policy=None if text is None else policy.parse(text),
     num_classes=config.model.num_classes,
     group_size=c.group_size,
     draws_on=sharding.replicated(mesh) if mesh.size > 1 else None,
@@ -152,7 +147,7 @@ def _check_rest(config: config_dict.ConfigDict, rest: int) -> None:
     )
 
 
-def _check_sizes(batches: data.Batches, mesh: Mesh, key: str, unit: int) -> None:
+def _check_sizes(batches: Batches, mesh: Mesh, key: str, unit: int) -> None:
   """Batches of whole units, on each device as many images, and in training not too large."""
   size, devices, examples = batches.batch_size, mesh.size, len(batches.source)
   step = math.lcm(devices, unit)
@@ -206,6 +201,16 @@ def make_model(config: config_dict.ConfigDict, mesh: Mesh) -> ConvMixer:
   )
 
 
+def make_schedule(config: config_dict.ConfigDict, steps_per_epoch: int) -> optax.Schedule:
+  """The learning rate of `config.schedule`, by number of the update."""
+  return schedules.make_schedule(
+    **config.schedule,
+    peak=config.optimizer.learning_rate,
+    epochs=config.run.epochs,
+    steps_per_epoch=steps_per_epoch,
+  )
+
+
 def make_step(
   config: config_dict.ConfigDict,
   mesh: Mesh,
@@ -222,16 +227,10 @@ def make_step(
     steps_per_epoch: of the schedule.
     channels: of the images.
   """
-  settings = config.optimizer.to_dict()
-  schedule = make_schedule(
-    **config.schedule,
-    peak=settings.pop("learning_rate"),
-    epochs=config.run.epochs,
-    steps_per_epoch=steps_per_epoch,
-  )
-  of_step = {name: settings.pop(name) for name in ("loss", "accumulate_steps", "ema_decay")}
-  of_step["freeze_backbone"] = settings["freeze_backbone"]
-  optimizer = make_optimizer(schedule, **settings)
+  schedule = make_schedule(config, steps_per_epoch)
+  optimizer = optim.make_optimizer(**{**config.optimizer, "learning_rate": schedule})
+  if config.step.freeze_backbone:
+    optimizer = optim.of_head(optimizer)
   size = config.data.image_size
 
   def fresh_state() -> TrainState:
@@ -241,7 +240,7 @@ def make_step(
       mesh,
       seed=config.seed,
       image_shape=(size, size, channels),
-      with_ema=config.optimizer.ema_decay is not None,
+      with_ema=config.step.ema_decay is not None,
     )
 
   state = jax.eval_shape(fresh_state)
@@ -249,14 +248,49 @@ def make_step(
   step = jax.jit(
     functools.partial(
       train_step,
+      **config.step,
       model=model,
       optimizer=optimizer,
       schedule=schedule,
       augmentation=make_augmentation(config, mesh),
       mesh=mesh if mesh.size > 1 else None,
-      **of_step,
     ),
     donate_argnums=0,
     out_shardings=(sharding.cut(mesh, state), sharding.replicated(mesh)),
   )
   return optimizer, step, fresh_state
+
+
+def make_evaluator(
+  config: config_dict.ConfigDict, mesh: Mesh, split: str, model: ConvMixer | None = None
+) -> Evaluator:
+  """The evaluation of a split, of this model or else the config's.
+
+  Raises:
+    UserError: if the data are missing, or do not fit the rest of the config.
+  """
+  model = make_model(config, mesh) if model is None else model
+  return _evaluator(config, model, *open_split(config, mesh, split, train=False), split)
+
+
+def make_train_evaluator(
+  config: config_dict.ConfigDict, model: ConvMixer, batches: Batches, feed: Feed
+) -> Evaluator:
+  """The evaluation of the split whose training batches these are; its images are kept once."""
+  batches = dataclasses.replace(
+    batches,
+    train=False,
+    batch_size=config.data.eval_batch_size,
+    damage=copy.copy(batches.damage),  # training and evaluation count for themselves
+  )
+  return _evaluator(config, model, batches, feed, config.data.train_split)
+
+
+def _evaluator(
+  config: config_dict.ConfigDict, model: ConvMixer, batches: Batches, feed: Feed, split: str
+) -> Evaluator:
+  mean, std = config.augment.mean, config.augment.std
+  normalize = functools.partial(augment.normalize, mean=mean, std=std)
+  return Evaluator(
+    model, batches, feed, normalize=normalize, workers=config.run.workers, name=split
+  )

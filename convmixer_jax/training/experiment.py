@@ -3,60 +3,73 @@
 from jax.sharding import Mesh
 from ml_collections import config_dict
 
-from convmixer_jax import config as config_lib
 from convmixer_jax.checkpoint.state import TrainState
 from convmixer_jax.errors import UserError
 from convmixer_jax.parallel import sharding
 from convmixer_jax.training import build
-from convmixer_jax.training.build import make_step
-from convmixer_jax.training.evaluate import Evaluator
 
 
 class Experiment:
   """Everything that a config stands for, built and checked before any work begins.
 
   Args:
-    config: see `config.base`.
+    config: as `build.resolve` gives it.
     mesh: where; all devices if not given.
 
+  Attributes:
+    batches, feed: of the training split.
+    steps_per_epoch, last_step: of the whole run.
+    optimizer, train_step, fresh_state: see `build.make_step`.
+    evaluators: by the name of their metrics. There is always "eval"; "test" is for the end of the
+      run, "train_eval" the training split in test mode.
+
   Raises:
-    UserError: if a setting is wrong, or does not fit the data or the devices.
+    UserError: if the data are missing, or do not fit the config or the devices.
   """
 
   def __init__(self, config: config_dict.ConfigDict, mesh: Mesh | None = None):
-    config_lib.validate(config)
     self.config = config
-    self.mesh = mesh or sharding.make_mesh(fsdp=config.parallel.fsdp)
-    self.evaluator = Evaluator(config, self.mesh, config.data.eval_split)
-    if config.data.test_split is not None:
-      self.tester = Evaluator(config, self.mesh, config.data.test_split)
+    self.mesh = mesh = mesh or sharding.make_mesh(fsdp=config.parallel.fsdp)
+    self.model = model = build.make_model(config, mesh)
+    splits = {"eval": config.data.eval_split, "test": config.data.test_split}
+    self.evaluators = {
+      name: build.make_evaluator(config, mesh, split, model)
+      for name, split in splits.items()
+      if split is not None
+    }
+    self.batches, self.feed = build.open_split(config, mesh, config.data.train_split, train=True)
     if config.run.eval_train:
-      self.train_evaluator = Evaluator(config, self.mesh, config.data.train_split)
-    self.model = self.evaluator.model
-    self.batches, self.feed = build.open_split(
-      config, self.mesh, config.data.train_split, train=True
+      self.evaluators["train_eval"] = build.make_train_evaluator(
+        config, model, self.batches, self.feed
+      )
+    self._check_classes()
+    self.steps_per_epoch = len(self.batches)
+    run, steps = config.run, config.run.epochs * self.steps_per_epoch
+    self.last_step = steps if run.max_steps is None else min(steps, run.max_steps)
+    self.optimizer, self.train_step, self.fresh_state = build.make_step(
+      config, mesh, model, self.steps_per_epoch, self.batches.source.channels
     )
-    classes = [list(b.source.class_names) for b in (self.batches, self.evaluator.batches)]
-    if classes[0] != classes[1]:
-      only = [sorted(set(a) - set(b)) for a, b in (classes, classes[::-1])]
+
+  def _check_classes(self) -> None:
+    data = self.config.data
+    splits = (self.batches, self.evaluators["eval"].batches)
+    train, evaluated = (list(batches.source.class_names) for batches in splits)
+    if train != evaluated:
+      only = [sorted(set(a) - set(b)) for a, b in ((train, evaluated), (evaluated, train))]
       raise UserError(
         f"the classes of config.data.train_split and config.data.eval_split differ: {only[0]} are "
-        f"only in {config.data.train_split}, {only[1]} only in {config.data.eval_split}. Both need "
-        "the same; in a folder, an empty directory will do"
+        f"only in {data.train_split}, {only[1]} only in {data.eval_split}. Both need the same; in "
+        "a folder, an empty directory will do"
       )
-    self.steps_per_epoch = len(self.batches)
-    self.optimizer, self.train_step, self.fresh_state = make_step(
-      config, self.mesh, self.model, self.steps_per_epoch, self.batches.source.channels
-    )
 
   def evaluate(self, state: TrainState) -> dict[str, dict[str, float]]:
-    """Metrics of the whole evaluation split: "eval", and "eval_ema" of the averaged weights.
+    """The metrics of an evaluation that is due: "eval", and "train_eval" if there is one.
 
-    With `config.run.eval_train` also "train_eval": of the training split, in test mode.
+    "eval_ema" has those of the averaged weights, if they are kept.
     """
-    results = {"eval": self.evaluator(state.variables())}
+    results = {"eval": self.evaluators["eval"](state.variables())}
     if state.ema is not None:
-      results["eval_ema"] = self.evaluator(state.ema)
-    if self.config.run.eval_train:
-      results["train_eval"] = self.train_evaluator(state.variables())
+      results["eval_ema"] = self.evaluators["eval"](state.ema)
+    if "train_eval" in self.evaluators:
+      results["train_eval"] = self.evaluators["train_eval"](state.variables())
     return results

@@ -1,17 +1,13 @@
-"""The loss, and what is counted of a batch."""
+"""What is counted of a batch."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
+
+from convmixer_jax.optim.loss import cross_entropy
 
 Sums = dict[str, jax.Array]
-
-
-def cross_entropy(logits_bk: jax.Array, target_bk: jax.Array) -> jax.Array:
-  """Cross-entropy of each example with its soft target, [b] float32, in nats."""
-  return optax.softmax_cross_entropy(logits_bk, target_bk)
 
 
 def sums(logits_bk: jax.Array, target_bk: jax.Array, mask_b: jax.Array) -> Sums:

@@ -10,7 +10,9 @@ import optax
 
 from convmixer_jax.augment import Augmentation
 from convmixer_jax.checkpoint.state import TrainState
+from convmixer_jax.errors import check_name
 from convmixer_jax.model.convmixer import ConvMixer
+from convmixer_jax.optim.loss import LOSSES, cross_entropy
 from convmixer_jax.parallel import sharding
 from convmixer_jax.training import metrics
 
@@ -46,6 +48,9 @@ def train_step(
   Returns:
     The state after it, and `metrics.sums` with "learning_rate" and "grad_norm",
     the gradient's norm before clipping.
+
+  Raises:
+    ValueError: if there is no such loss.
   """
   augment_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.step))
   with jax.named_scope("augment"):
@@ -85,6 +90,7 @@ def _place(tree: Any, shardings: Any) -> Any:
 
 def _gradient_fn(model: ConvMixer, loss: str, freeze_backbone: bool) -> Callable[..., Any]:
   """(params, batch_stats, key, images, targets, mask) -> gradients, (batch_stats, sums)."""
+  check_name("loss", loss, LOSSES)
 
   def forward(module: ConvMixer, image_bhwc: jax.Array) -> jax.Array:
     if not freeze_backbone:
@@ -100,9 +106,9 @@ def _gradient_fn(model: ConvMixer, loss: str, freeze_backbone: bool) -> Callable
       mutable=["batch_stats"],
       rngs={"dropout": key},
     )
-    loss_b = metrics.cross_entropy(logits_bk, target_bk)
     sums = metrics.sums(logits_bk, target_bk, mask_b)
-    return (loss_b.sum() if loss == "sum" else loss_b.mean()), (updated["batch_stats"], sums)
+    loss_of_batch = LOSSES[loss](cross_entropy(logits_bk, target_bk))
+    return loss_of_batch, (updated["batch_stats"], sums)
 
   return jax.grad(loss_fn, has_aux=True)
 

@@ -4,7 +4,9 @@ import PIL.Image
 import pytest
 from sklearn.datasets import load_sample_images
 
+from convmixer_jax.augment import crop
 from convmixer_jax.augment.crop import random_crop, random_resized_crop, resized_crop
+from convmixer_jax.data import preprocess
 
 KEY = jax.random.key(0)
 
@@ -73,3 +75,10 @@ def test_interpolation_is_drawn_for_each_image():
   is_bicubic = (either == bicubic).all((1, 2, 3))
   assert (is_bicubic ^ (either == bilinear).all((1, 2, 3))).all()
   assert 150 < is_bicubic.sum() < 250  # 6e-7 outside for a fair coin
+
+
+def test_an_unknown_interpolation_is_refused():
+  assert list(crop.INTERPOLATIONS) == list(preprocess.INTERPOLATIONS)  # on both sides the same
+  image = np.zeros((1, 8, 8, 3), np.uint8)
+  with pytest.raises(ValueError, match=r"^interpolation is 'area'; allowed: random, bilinear, "):
+    random_resized_crop(KEY, image, (0.5, 1.0), (1.0, 1.0), "area")

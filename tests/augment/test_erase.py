@@ -35,3 +35,8 @@ def test_probability_of_one_and_none():
   image = np.ones((200, 8, 8, 1), np.float32)
   assert (np.asarray(random_erase(KEY, image, 1.0, "constant")) == 0).any((1, 2, 3)).all()
   np.testing.assert_array_equal(random_erase(KEY, image, 0.0, "constant"), image)
+
+
+def test_an_unknown_mode_is_refused():
+  with pytest.raises(ValueError, match=r"^erase_mode is 'noise'; allowed: pixel, constant$"):
+    random_erase(KEY, np.zeros((1, 8, 8, 3), np.float32), 0.25, "noise")

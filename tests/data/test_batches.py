@@ -207,3 +207,13 @@ def test_an_error_names_the_example_of_a_dataset(tfds_dir):
   assert source.describe(3) == 'ants_and_bees/1.0.0, split "test", example 3'
   with pytest.raises(UserError, match='split "test", example 0: an image has 40x40 pixels'):
     in_memory(source, Preprocess(8))
+
+
+def test_a_split_without_an_example_that_can_be_read(image_folder, tmp_path):
+  folder = shutil.copytree(image_folder, tmp_path / "photos")
+  for file in folder.rglob("train/*/*.jpg"):
+    file.write_bytes(b"no JPEG")
+  source = open_source("folder", "train", str(folder))
+  batches = Batches(source, Preprocess(40), 4, train=True, damage=Damage(limit=10))
+  with pytest.raises(UserError, match=r"all 10 examples are damaged: .*jpg: "):
+    batches[0]

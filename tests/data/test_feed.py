@@ -1,7 +1,10 @@
 import numpy as np
+import pytest
 
+from convmixer_jax.data.batches import Batches
 from convmixer_jax.data.datasets import ArraySource
-from convmixer_jax.data.feed import Feed
+from convmixer_jax.data.feed import Feed, cached
+from convmixer_jax.data.preprocess import Preprocess
 from convmixer_jax.parallel.sharding import make_mesh
 
 SOURCE = ArraySource(
@@ -27,3 +30,9 @@ def test_resident_images_are_looked_up_where_they_lie():
   np.testing.assert_array_equal(batch["image"], SOURCE.images[index])
   np.testing.assert_array_equal(batch["label"], index)
   assert [shard.data.shape for shard in batch["image"].addressable_shards] == [(1, 4, 4, 3)] * 8
+
+
+def test_an_unknown_cache_is_refused():
+  batches = Batches(SOURCE, Preprocess(4), batch_size=8, train=False)
+  with pytest.raises(ValueError, match=r"^cache is 'disk'; allowed: none, host, device$"):
+    cached(batches, make_mesh(), "disk")

@@ -264,3 +264,9 @@ def test_errors():
     Preprocess(8)(encoded(8, 8)[:50], 3, None)
   with pytest.raises(UserError, match="of 4 bytes cannot be decoded"):
     Preprocess(8)(b"JPEG", 3, None)
+
+
+@pytest.mark.parametrize(("name", "value"), [("crop", "center"), ("interpolation", "area")])
+def test_unknown_names_are_refused(name, value):
+  with pytest.raises(ValueError, match=f"^{name} is '{value}'; allowed: (none|random), "):
+    Preprocess(8, **{name: value})

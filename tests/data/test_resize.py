@@ -75,3 +75,8 @@ def test_without_a_compiler_the_pixels_are_the_same_and_one_warning_says_so(no_c
   theirs = pillow(image, (64, 200), (64, 64), kernel=KERNELS["bicubic"])
   for ours in found:
     np.testing.assert_array_equal(ours, theirs)
+
+
+def test_an_unknown_interpolation_is_refused():
+  with pytest.raises(ValueError, match=r"^interpolation is 'area'; allowed: bilinear, bicubic$"):
+    resize(np.zeros((8, 8, 3), np.uint8), 4, 4, "area")

@@ -203,3 +203,15 @@ def test_onecycle_at_every_sample_point(run):
   assert len(SAMPLES[run]) == 21
   for update, multiplier in SAMPLES[run]:
     np.testing.assert_allclose(schedule(update - 1), multiplier, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["decay", "decay_kind"])
+def test_an_unknown_decay_is_refused(name):
+  settings = {"weight_decay": 0.1, "decay": "all", name: "al"}
+  with pytest.raises(ValueError, match=f"^{name} is 'al'; allowed: a"):
+    make_optimizer(0.1, **settings)
+
+
+def test_an_unknown_schedule_is_refused():
+  with pytest.raises(ValueError, match=r"^schedule is 'step'; allowed: onecycle, cosine, "):
+    make_schedule("step", peak=0.25, epochs=10, steps_per_epoch=10)

@@ -105,9 +105,9 @@ def as_folder(config, root, **settings):
     {"model.num_classes": 9},
     {"augment.mean": (0.5,) * 3, "augment.std": (0.5,) * 3},
     {"data.batch_size": 102},
-    {"data.batch_size": 3, "optimizer.accumulate_steps": 2, "data.group_size": 3},
+    {"data.batch_size": 3, "step.accumulate_steps": 2, "data.group_size": 3},
     {"data.batch_size": 1440},
-    {"data.batch_size": 2000, "data.group_size": 10, "optimizer.accumulate_steps": 5},
+    {"data.batch_size": 2000, "data.group_size": 10, "step.accumulate_steps": 5},
     {"data.batch_size": 2000, "data.drop_remainder": False},
     {"data.eval_batch_size": 361},
     {"data.drop_remainder": False},
@@ -117,11 +117,11 @@ def as_folder(config, root, **settings):
     {"data.image_size": 16, "data.cache": "none"},
     {"model.patch_size": 3},
     {"model.patch_size": 16},
-    {"optimizer.accumulate_steps": 3},
+    {"step.accumulate_steps": 3},
     {"data.group_size": 48},
     {"augment.mixup_alpha": 0.2, "data.group_size": 3},
     {"augment.cutmix_alpha": 0.2, "data.group_size": 1, "data.batch_size": 1},
-    {"augment.mixup_alpha": 0.2, "optimizer.accumulate_steps": 64},
+    {"augment.mixup_alpha": 0.2, "step.accumulate_steps": 64},
   ],
   ids=str,
 )
@@ -181,6 +181,10 @@ def test_too_few_images_for_any_batch(config, image_folder):
 def test_classes_are_counted_where_the_config_leaves_them_open(config, image_folder, tmp_path):
   as_folder(config, image_folder)
   assert resolve(config) is config
+  config.model.kernel_size = 0
+  with pytest.raises(UserError, match=r"config.model.kernel_size is 0; .* greater than 0"):
+    resolve(config)
+  config.model.kernel_size = 5
   config.model.num_classes = None
   config_lib.validate(config)
   assert resolve(config).model.num_classes == 2
@@ -233,7 +237,7 @@ def test_images_of_one_size_are_cropped_on_the_device(config):
 
 @pytest.mark.parametrize(
   ("settings", "unit"),
-  [({"data.group_size": 4}, 4), ({"data.group_size": 4, "optimizer.accumulate_steps": 8}, 32)],
+  [({"data.group_size": 4}, 4), ({"data.group_size": 4, "step.accumulate_steps": 8}, 32)],
 )
 def test_the_last_batch_has_to_be_of_whole_groups(config, settings, unit):
   config.data.drop_remainder = False

@@ -19,7 +19,8 @@ from convmixer_jax.parallel import sharding
 from convmixer_jax.pretrained import bundle
 from convmixer_jax.pretrained.trained import Preprocessing, TrainedModel
 from convmixer_jax.training import init_from
-from convmixer_jax.training.evaluate import Evaluator, evaluate_checkpoint, evaluate_weights
+from convmixer_jax.training.build import make_evaluator
+from convmixer_jax.training.evaluate import evaluate_checkpoint, evaluate_weights
 from convmixer_jax.training.experiment import Experiment
 from convmixer_jax.training.loop import train
 
@@ -73,7 +74,7 @@ def test_a_frozen_backbone_keeps_every_bit_and_the_head_learns(config, tmp_path)
   bundle.save(
     tmp_path / "weights", TrainedModel(ConvMixer(8, 2, 3, 2, 10), variables, "gelu", None)
   )
-  config.optimizer.update(freeze_backbone=True, ema_decay=0.5)
+  config.step.update(freeze_backbone=True, ema_decay=0.5)
   config.model.dropout = 0.5
   train(config, tmp_path / "run")
   state = saved(config, tmp_path / "run")
@@ -89,7 +90,7 @@ def test_a_frozen_backbone_keeps_every_bit_and_the_head_learns(config, tmp_path)
 @pytest.mark.slow
 def test_a_frozen_models_gradient_is_that_of_its_head_in_evaluation_mode(config, tmp_path):
   config.init_from, variables = weights_file(tmp_path / "weights", 10)
-  config.optimizer.freeze_backbone = True
+  config.step.freeze_backbone = True
   config.augment.crop_padding = 0
   experiment = Experiment(config, sharding.make_mesh(jax.devices()[:1]))
   batch = next(experiment.batches.iterate(0, 1))
@@ -127,7 +128,8 @@ def test_a_lower_rate_is_exactly_that_factor_in_the_first_update(config, tmp_pat
 def test_a_head_of_another_size_is_new_and_the_rest_is_not(config, tmp_path, caplog):
   caplog.set_level(logging.INFO, "convmixer_jax")
   config.init_from, variables = weights_file(tmp_path / "weights", 7)
-  config.optimizer.update(learning_rate=1e-30, ema_decay=0.5, weight_decay=0.0)
+  config.optimizer.update(learning_rate=1e-30, weight_decay=0.0)
+  config.step.ema_decay = 0.5
   train(config, tmp_path / "run")
   assert "for a new head of 10 classes: it has 7" in caplog.text
   fresh, state = Experiment(config).fresh_state(), saved(config, tmp_path / "run")
@@ -161,8 +163,8 @@ def test_weights_are_evaluated_without_a_run(config, tmp_path):
   found = evaluate_weights(config)
   assert (found.pop("init_from"), found.pop("split")) == (config.init_from, "eval")
   assert found["num_examples"] == 360
-  assert found == Evaluator(config, sharding.make_mesh(), "test")(variables)
-  config.optimizer.freeze_backbone = True
+  assert found == make_evaluator(config, sharding.make_mesh(), "test")(variables)
+  config.step.freeze_backbone = True
   config.optimizer.update(learning_rate=1e-30, weight_decay=0.0)
   train(config, tmp_path / "run")
   assert found.items() <= evaluate_checkpoint(config, tmp_path / "run").items()
@@ -194,7 +196,7 @@ def test_another_head_cannot_be_evaluated(config, tmp_path):
 
 
 def test_nothing_is_frozen_without_weights(config):
-  config.optimizer.freeze_backbone = True
+  config.step.freeze_backbone = True
   with pytest.raises(UserError, match=r"config.init_from is not set"):
     config_lib.validate(config)
 

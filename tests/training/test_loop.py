@@ -55,7 +55,7 @@ FULL_POLICY = {
 
 
 def test_averaged_weights_follow_their_formula_and_are_evaluated(config, tmp_path):
-  config.optimizer.ema_decay = 0.75
+  config.step.ema_decay = 0.75
   experiment = Experiment(config)
   state = experiment.fresh_state()
   expected = jax.device_get(state.variables())
@@ -69,7 +69,7 @@ def test_averaged_weights_follow_their_formula_and_are_evaluated(config, tmp_pat
   whole, _ = saved(config, tmp_path)
   found = [line for line in lines(tmp_path) if line["split"] == "eval_ema"]
   assert [line["step"] for line in found] == [22]
-  assert found[0].items() >= Experiment(config).evaluator(whole.ema).items()
+  assert found[0].items() >= Experiment(config).evaluators["eval"](whole.ema).items()
 
 
 def test_the_training_split_is_evaluated_in_test_mode(config, tmp_path):

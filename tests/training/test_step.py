@@ -62,7 +62,7 @@ PARALLEL = {
 def test_however_the_state_is_cut_the_steps_are_the_same(config, name):
   config.data.group_size = 8
   config.model.update(dim=64, depth=2)
-  config.optimizer.update(learning_rate=0.001, accumulate_steps=2)
+  config.optimizer.learning_rate, config.step.accumulate_steps = 0.001, 2
   one, losses_one = steps(config, 5, jax.devices()[:1])
   config.update_from_flattened_dict(PARALLEL[name])
   eight, losses_eight = steps(config, 5)
@@ -145,10 +145,11 @@ def test_accumulated_parts_give_the_gradient_of_the_batch(config, loss):
 
   The running ones differ: each part moves them once, as the steps of one PyTorch process do.
   """
-  config.optimizer.update(learning_rate=0.001, loss=loss, eps=1e-3)
+  config.optimizer.update(learning_rate=0.001, eps=1e-3)
+  config.step.loss = loss
   config.data.group_size = 16
   whole, losses = steps(config, 3)
-  config.optimizer.accumulate_steps = 4
+  config.step.accumulate_steps = 4
   parts, losses_of_parts = steps(config, 3)
   np.testing.assert_allclose(losses, losses_of_parts, rtol=1e-5)
   assert_close(whole.params, parts.params, 2e-5)
@@ -161,9 +162,17 @@ def test_a_summed_loss_has_the_gradient_of_all_examples(config):
   config.optimizer.clip_norm = None
   norms = {}
   for loss in ("mean", "sum"):
-    config.optimizer.loss = loss
+    config.step.loss = loss
     experiment = Experiment(config)
     batch = experiment.feed(next(experiment.batches.iterate(0, 1)))
     _, values = experiment.train_step(experiment.fresh_state(), batch)
     norms[loss] = float(values["grad_norm"])
   np.testing.assert_allclose(norms["sum"], 64 * norms["mean"], rtol=1e-5)
+
+
+def test_an_unknown_loss_is_refused(config):
+  config.step.loss = "median"
+  experiment = Experiment(config)
+  batch = experiment.feed(experiment.batches[0])
+  with pytest.raises(ValueError, match=r"^loss is 'median'; allowed: mean, sum"):
+    experiment.train_step(experiment.fresh_state(), batch)

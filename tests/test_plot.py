@@ -249,11 +249,11 @@ def test_many_classes_have_a_table_of_confusions():
   probability = random.uniform(size=3000)
   names = [f"<class {i}>" for i in range(1000)]
   predictions = Predictions(label, predicted, probability, probability)
-  page = Page(report.answers_html(predictions, names, []))
+  page = Page(report.render("", [report.mistakes_of(predictions, names, [])]))
   rows = np.array(page.cells[3:]).reshape(-1, 3).tolist()
   assert rows == [["<class 7> → <class 12>", "2", "66.7"], ["<class 5> → <class 6>", "1", "33.3"]]
   few = Predictions(label[:30], predicted[:30], probability[:30], probability[:30])
-  assert not Page(report.answers_html(few, names[:20], [])).cells
+  assert not Page(report.render("", [report.mistakes_of(few, names[:20], [])])).cells
 
 
 @pytest.mark.parametrize(
@@ -338,10 +338,11 @@ def test_mistakes_get_one_line(workdir, tmp_path):
   run = command(str(workdir), "--claimed=depth 4")
   assert run.stderr.startswith("error: --claimed='depth 4' has to be a model, a colon and percent")
   assert not (workdir / "plots").exists()
-  without = "import sys; sys.modules['matplotlib'] = None; "
-  run = command(str(workdir), code=without + "from convmixer_jax import plot; plot.run()")
-  assert (run.returncode, run.stderr.count("\n")) == (1, 1), run.stderr
-  assert run.stderr == "error: pictures need matplotlib: pip install 'convmixer-jax[plot]'\n"
+  for package in ("matplotlib", "jinja2"):
+    without = f"import sys; sys.modules['{package}'] = None; "
+    run = command(str(workdir), code=without + "from convmixer_jax import plot; plot.run()")
+    assert (run.returncode, run.stderr.count("\n")) == (1, 1), run.stderr
+    assert run.stderr == f"error: pictures need {package}: pip install 'convmixer-jax[plot]'\n"
 
 
 def test_a_sweep_without_results(tmp_path):

@@ -1,12 +1,11 @@
 """One depthwise convolution in float32: ours, XLA's own, and PyTorch's in both memory formats.
 
 Command, after `pip install -e '.[torch]'`, from the repository's root:
-  python -m benchmarks.depthwise [--rounds=9] [--nonative] [--xla] [--json=FILE]
+  python -m benchmarks.depthwise [--rounds=9] [--xla] [--json=FILE]
 
 "fwd+bwd" is the forward pass and both gradients. "ratio" is the time of PyTorch's faster
 format over the row's, the median over rounds. XLA's own convolution is left out without --xla:
-at the largest shape one backward pass takes most of a minute. --nonative leaves out the rows that
-need a C++ compiler.
+at the largest shape one backward pass takes most of a minute.
 """
 
 from collections.abc import Callable
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 
 from benchmarks import turns
-from convmixer_jax.depthwise import depthwise_conv, depthwise_conv_cbhw
+from convmixer_jax.depthwise import depthwise_conv
 
 # batch, height, width, channels, kernel size
 SHAPES = (
@@ -31,10 +30,9 @@ SHAPES = (
 )
 
 
-def jax_calls(convolve: Callable, axes: tuple[int, ...], *arrays: np.ndarray) -> dict:
-  """The forward pass, and it with both gradients, on maps with their axes in this order."""
-  x, g = (jnp.asarray(a.transpose(axes)) for a in (arrays[0], arrays[2]))
-  kernel = jnp.asarray(arrays[1])
+def jax_calls(convolve: Callable, *arrays: np.ndarray) -> dict:
+  """The forward pass, and it with both gradients."""
+  x, kernel, g = map(jnp.asarray, arrays)
 
   def with_gradients(x, kernel, g):
     y, vjp = jax.vjp(convolve, x, kernel)
@@ -76,19 +74,10 @@ def measure(shape: tuple[int, ...]) -> list[dict]:
   implementations = {
     "torch contiguous": torch_calls(torch.contiguous_format, *arrays),
     "torch channels_last": torch_calls(torch.channels_last, *arrays),
-    "ours, bhwc": jax_calls(depthwise_conv, (0, 1, 2, 3), *arrays),
-    "ours, cbhw": jax_calls(depthwise_conv_cbhw, (3, 0, 1, 2), *arrays),
   }
-  if flags.FLAGS.native:
-    for name, convolve, axes in (
-      ("native, bhwc", depthwise_conv, (0, 1, 2, 3)),
-      ("native, cbhw", depthwise_conv_cbhw, (3, 0, 1, 2)),
-    ):
-      native = functools.partial(convolve, implementation="native")
-      implementations[name] = jax_calls(native, axes, *arrays)
-  if flags.FLAGS.xla:
-    xla = functools.partial(depthwise_conv, implementation="xla")
-    implementations["xla, bhwc"] = jax_calls(xla, (0, 1, 2, 3), *arrays)
+  for name in ("native", "taps", "xla") if flags.FLAGS.xla else ("native", "taps"):
+    convolve = functools.partial(depthwise_conv, implementation=name)
+    implementations[f"ours, {name}"] = jax_calls(convolve, *arrays)
   rows = []
   for mode in ("fwd", "fwd+bwd"):
     calls = {name: pair[mode] for name, pair in implementations.items()}
@@ -114,6 +103,5 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   turns.define_flags()
-  flags.DEFINE_bool("native", True, "Also our C++ implementation; needs a C++ compiler.")
   flags.DEFINE_bool("xla", False, "Also XLA's own convolution.")
   app.run(main)

@@ -1,14 +1,14 @@
 """Train steps and inference of whole models in float32 on CPU: ours and PyTorch's.
 
 Commands, after `pip install -e '.[torch]'`, from the repository's root:
-  python -m benchmarks.whole_model --mode=train [--rounds=9] [--nonative] [--compile] [--plain]
+  python -m benchmarks.whole_model --mode=train [--rounds=9] [--compile] [--plain]
     [--json=FILE]
   python -m benchmarks.whole_model --mode=inference
 
 A train step is that of `convmixer_jax.step` without augmentation, on both sides with AdamW.
 "ratio" is the time of PyTorch's fastest row over the row's, the median over rounds. --compile
 adds torch.compile, which needs a C++ compiler; --plain adds our model with XLA's own
-convolution, which takes minutes. --nonative leaves out the rows that need a C++ compiler.
+convolution, which takes minutes.
 """
 
 from collections.abc import Callable
@@ -110,19 +110,16 @@ def measure(name: str) -> list[dict]:
   calls = {
     "torch contiguous": torch_call(name, image, label),
     "torch channels_last": torch_call(name, image, label, torch.channels_last),
-    "ours, cbhw": jax_call(name, image, label, layout="cbhw"),
-    "ours, bhwc": jax_call(name, image, label),
+    "ours": jax_call(name, image, label),
+    "ours, taps": jax_call(name, image, label, depthwise="taps"),
   }
-  if flags.FLAGS.native:
-    calls["native, bhwc"] = jax_call(name, image, label, depthwise="native")
-    calls["native, cbhw"] = jax_call(name, image, label, depthwise="native", layout="cbhw")
   if flags.FLAGS.compile:
     calls["torch compile"] = torch_call(name, image, label, is_compiled=True)
     calls["torch compile, channels_last"] = torch_call(
       name, image, label, torch.channels_last, is_compiled=True
     )
   if flags.FLAGS.plain:
-    calls["xla, bhwc"] = jax_call(name, image, label, depthwise="xla")
+    calls["ours, xla"] = jax_call(name, image, label, depthwise="xla")
   times = turns.in_turns(calls, flags.FLAGS.rounds)
   return [
     {
@@ -146,7 +143,6 @@ if __name__ == "__main__":
   turns.define_flags()
   flags.DEFINE_enum("mode", "train", ["train", "inference"], "What a call is.")
   flags.DEFINE_multi_enum("models", list(MODELS), list(MODELS), "Which models.")
-  flags.DEFINE_bool("native", True, "Also with depthwise='native'; needs a C++ compiler.")
   flags.DEFINE_bool("compile", False, "Also PyTorch with torch.compile.")
   flags.DEFINE_bool("plain", False, "Also our model with XLA's own convolution.")
   app.run(main)

@@ -27,8 +27,7 @@ from convmixer_jax.data.preprocess import CROPS, INTERPOLATIONS
 from convmixer_jax.depthwise import IMPLEMENTATIONS
 from convmixer_jax.errors import UserError
 from convmixer_jax.model.act_norm import ACTIVATIONS
-from convmixer_jax.model.convmixer import DTYPES
-from convmixer_jax.model.layers import INITIALIZERS
+from convmixer_jax.model.layers import DTYPES, INITIALIZERS
 from convmixer_jax.optim.loss import LOSSES
 from convmixer_jax.optim.optimizer import DECAY_KINDS, DECAYS
 from convmixer_jax.optim.schedules import SCHEDULES

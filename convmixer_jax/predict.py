@@ -29,9 +29,7 @@ from convmixer_jax import augment, cli, pretrained
 from convmixer_jax.data import class_names
 from convmixer_jax.data.datasets import IMAGE_SUFFIXES, images
 from convmixer_jax.data.preprocess import Preprocess
-from convmixer_jax.depthwise import native
 from convmixer_jax.errors import UserError
-from convmixer_jax.model.convmixer import ConvMixer, default_layout
 from convmixer_jax.native import xla_cache
 from convmixer_jax.pretrained import stablehlo, trained
 from convmixer_jax.pretrained.trained import Preprocessing, TrainedModel
@@ -109,17 +107,6 @@ def find_images(paths: Sequence[str]) -> list[pathlib.Path]:
   return found
 
 
-def fastest(model: ConvMixer) -> Forward:
-  """`model.apply`; on CPU, where the model leaves it open, with the native convolution.
-
-  Without a C++ compiler it is the model's usual one.
-  """
-  platform, depthwise = jax.default_backend(), model.depthwise
-  if depthwise is None and platform == "cpu" and native.is_available():
-    depthwise = "native"
-  return model.clone(depthwise=depthwise, layout=default_layout(platform, depthwise)).apply
-
-
 def predict(
   forward: Forward,
   variables: Any,
@@ -135,7 +122,7 @@ def predict(
   once: the last batch is padded.
 
   Args:
-    forward: such as `fastest(model)`.
+    forward: such as `model.apply`.
     variables: {"params", "batch_stats"}.
     preprocessing: of the images, with the classes' names.
     files: encoded images.
@@ -236,7 +223,7 @@ def _open(
   if not stablehlo.is_export(exported):
     weights = pretrained.read(source, activation=activation)
     preprocessing = preprocessing_of(weights, source, image_size)
-    return fastest(weights.model), weights.variables, preprocessing
+    return weights.model.apply, weights.variables, preprocessing
   call, preprocessing = stablehlo.load(exported)
   if activation or image_size not in (None, preprocessing.image_size):
     raise UserError(

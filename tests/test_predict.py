@@ -57,7 +57,7 @@ def view():
 
 
 def predictions(model, *arguments, **options):
-  return list(predict.predict(predict.fastest(model), *arguments, **options))
+  return list(predict.predict(model.apply, *arguments, **options))
 
 
 def by_hand(model, variables, view, file):

@@ -12,7 +12,6 @@ convolution is inside `shard_map`; the result is the same. What `jax.export` mak
 import ctypes
 import functools
 import importlib.metadata
-import logging
 import pathlib
 
 import jax
@@ -22,7 +21,7 @@ import jax.numpy as jnp
 from convmixer_jax.errors import UserError
 from convmixer_jax.native.compiler import CompilerError, library
 
-_log = logging.getLogger(__name__)
+ORDER = "bhwc"
 
 _SOURCE = pathlib.Path(__file__).parents[1] / "native" / "depthwise.cc"
 TARGETS = {
@@ -31,27 +30,18 @@ TARGETS = {
 }
 
 
-def forward(x: Array, kernel_hwc: Array, layout: str) -> Array:
-  """Returns the map of `x`'s shape and dtype; `layout` names its dimensions, such as 'bhwc'."""
-  x_bhwc = _transpose(x, layout, "bhwc").astype(jnp.float32)
-  kernel = kernel_hwc.astype(jnp.float32)
-  (y_bhwc,) = _call("convmixer_jax_depthwise_forward", (x_bhwc,), x_bhwc, kernel)
-  return _transpose(y_bhwc.astype(x.dtype), "bhwc", layout)
+def forward(x_bhwc: Array, kernel_hwc: Array) -> Array:
+  """The feature map of `x_bhwc`'s shape and dtype."""
+  x, kernel = x_bhwc.astype(jnp.float32), kernel_hwc.astype(jnp.float32)
+  (y_bhwc,) = _call("convmixer_jax_depthwise_forward", (x,), x, kernel)
+  return y_bhwc.astype(x_bhwc.dtype)
 
 
-def backward(x: Array, kernel_hwc: Array, y_grad: Array, layout: str) -> tuple[Array, Array]:
-  """Returns the gradients of `x` and `kernel_hwc`, in their dtypes."""
-  x_bhwc, g_bhwc = (_transpose(a, layout, "bhwc").astype(jnp.float32) for a in (x, y_grad))
-  kernel = kernel_hwc.astype(jnp.float32)
-  x_grad, kernel_grad = _call(
-    "convmixer_jax_depthwise_backward", (x_bhwc, kernel), x_bhwc, kernel, g_bhwc
-  )
-  x_grad = _transpose(x_grad.astype(x.dtype), "bhwc", layout)
-  return x_grad, kernel_grad.astype(kernel_hwc.dtype)
-
-
-def _transpose(x: Array, source: str, target: str) -> Array:
-  return x.transpose([source.index(letter) for letter in target])
+def backward(x_bhwc: Array, kernel_hwc: Array, y_grad: Array) -> tuple[Array, Array]:
+  """The gradients of `x_bhwc` and `kernel_hwc`, in their dtypes."""
+  x, kernel, g = (array.astype(jnp.float32) for array in (x_bhwc, kernel_hwc, y_grad))
+  x_grad, kernel_grad = _call("convmixer_jax_depthwise_backward", (x, kernel), x, kernel, g)
+  return x_grad.astype(x_bhwc.dtype), kernel_grad.astype(kernel_hwc.dtype)
 
 
 def _call(target: str, results_like: tuple[Array, ...], *args: Array) -> tuple[Array, ...]:
@@ -65,7 +55,6 @@ def _call(target: str, results_like: tuple[Array, ...], *args: Array) -> tuple[A
   return lax.platform_dependent(*args, cpu=lambda *args: call(*args))
 
 
-@functools.cache
 def register() -> None:
   """Compiles the library if the cache lacks it, loads it, and makes it known to XLA, once.
 
@@ -75,23 +64,21 @@ def register() -> None:
   Raises:
     UserError: there is no compiler, or it failed.
   """
+  if reason := why_not():
+    raise UserError(
+      f'depthwise="native": {reason}. Without a C++ compiler leave depthwise unset, or take "taps"'
+    )
+
+
+@functools.cache
+def why_not() -> str | None:
+  """Registers the library; None, or why that is not possible on this machine."""
   try:
     version = importlib.metadata.version("jaxlib")  # so that another one's headers are used anew
     path = library(_SOURCE, f"-I{jax.ffi.include_dir()}", f"-DJAXLIB={version}")
     symbols = ctypes.CDLL(str(path))
   except (CompilerError, OSError) as error:
-    raise UserError(
-      f'depthwise="native": {error}. Without a C++ compiler, leave depthwise unset or choose "taps"'
-    ) from None
+    return str(error)
   for target, symbol in TARGETS.items():
     jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(symbols, symbol)), platform="cpu")
-
-
-def is_available() -> bool:
-  """Whether `register` can make the library; a warning says why not."""
-  try:
-    register()
-  except UserError as error:
-    _log.warning("%s", error)
-    return False
-  return True
+  return None

@@ -1,9 +1,9 @@
 """Depthwise convolution for NVIDIA GPUs as banded matrix products on tensor cores, in Pallas.
 
-The maps are channel-major and bfloat16; others are transposed or go to `xla`, with one log line for
-each shape. `pallas_toeplitz` has the kernels. On CPU they are interpreted: slow, for tests. JAX
-announces the end of Pallas's Triton backend, with a DeprecationWarning from 0.11 on when this is
-lowered for a GPU.
+The maps are channel-major and bfloat16; others go to `xla`, with one log line for each shape.
+`pallas_toeplitz` has the kernels. On CPU they are interpreted: slow, for tests. JAX announces the
+end of Pallas's Triton backend, with a DeprecationWarning from 0.11 on when this is lowered for a
+GPU.
 """
 
 from collections.abc import Callable
@@ -11,55 +11,60 @@ import functools
 import logging
 from typing import Any
 
+import jax
 from jax import Array, lax
 import jax.numpy as jnp
 
 from convmixer_jax.depthwise import xla
 
+ORDER = "cbhw"
+
 _log = logging.getLogger(__name__)
 
 
-def forward(x: Array, kernel_hwc: Array, layout: str) -> Array:
-  """Returns the map of `x`'s shape and dtype; `layout` names the dimensions of `x`, like 'bhwc'."""
-  if not _is_supported(x, kernel_hwc, layout):
-    return xla.forward(x, kernel_hwc, layout)
+def forward(x_cbhw: Array, kernel_hwc: Array) -> Array:
+  """The feature map of `x_cbhw`'s shape and dtype."""
+  if not _is_supported(x_cbhw, kernel_hwc):
+    return _xla_forward(x_cbhw, kernel_hwc)
 
-  def kernel(x: Array, kernel_hwc: Array, interpret: bool) -> Array:
+  def kernel(x_cbhw: Array, kernel_hwc: Array, interpret: bool) -> Array:
     from convmixer_jax.depthwise import pallas_toeplitz  # imports Pallas: up to 0.4 s
 
     low_h, low_w = ((size - 1) // 2 for size in kernel_hwc.shape[:2])
-    y_cbhw = pallas_toeplitz.correlate(
-      _transpose(x, layout, "cbhw"), kernel_hwc, low=(low_h, low_w), interpret=interpret
-    )
-    return _transpose(y_cbhw, "cbhw", layout)
+    return pallas_toeplitz.correlate(x_cbhw, kernel_hwc, low=(low_h, low_w), interpret=interpret)
 
-  return _on_platform(kernel, functools.partial(xla.forward, layout=layout), x, kernel_hwc)
+  return _on_platform(kernel, _xla_forward, x_cbhw, kernel_hwc)
 
 
-def backward(x: Array, kernel_hwc: Array, y_grad: Array, layout: str) -> tuple[Array, Array]:
-  """Returns the gradients of `x` and `kernel_hwc`, in their dtypes."""
-  if not _is_supported(x, kernel_hwc, layout):
-    return xla.backward(x, kernel_hwc, y_grad, layout)
+def backward(x_cbhw: Array, kernel_hwc: Array, y_grad: Array) -> tuple[Array, Array]:
+  """The gradients of `x_cbhw` and `kernel_hwc`, in their dtypes."""
+  if not _is_supported(x_cbhw, kernel_hwc):
+    return _xla_backward(x_cbhw, kernel_hwc, y_grad)
 
-  def kernel(x: Array, kernel_hwc: Array, y_grad: Array, interpret: bool) -> tuple[Array, Array]:
+  def kernel(
+    x_cbhw: Array, kernel_hwc: Array, y_grad: Array, interpret: bool
+  ) -> tuple[Array, Array]:
     from convmixer_jax.depthwise import pallas_toeplitz  # imports Pallas: up to 0.4 s
 
-    x_cbhw, g_cbhw = (_transpose(a, layout, "cbhw") for a in (x, y_grad))
     low_h, low_w = (size // 2 for size in kernel_hwc.shape[:2])
     x_grad = pallas_toeplitz.correlate(
-      g_cbhw, kernel_hwc[::-1, ::-1], low=(low_h, low_w), interpret=interpret
+      y_grad, kernel_hwc[::-1, ::-1], low=(low_h, low_w), interpret=interpret
     )
     kernel_grad = pallas_toeplitz.kernel_gradient(
-      x_cbhw, g_cbhw, kernel_hwc.shape[:2], interpret=interpret
+      x_cbhw, y_grad, kernel_hwc.shape[:2], interpret=interpret
     )
-    return _transpose(x_grad, "cbhw", layout), kernel_grad.astype(kernel_hwc.dtype)
+    return x_grad, kernel_grad.astype(kernel_hwc.dtype)
 
-  otherwise = functools.partial(xla.backward, layout=layout)
-  return _on_platform(kernel, otherwise, x, kernel_hwc, y_grad)
+  return _on_platform(kernel, _xla_backward, x_cbhw, kernel_hwc, y_grad)
 
 
-def _transpose(x: Array, source: str, target: str) -> Array:
-  return x.transpose([source.index(letter) for letter in target])
+def _xla_forward(x_cbhw: Array, kernel_hwc: Array) -> Array:
+  return xla.forward(x_cbhw.transpose(1, 2, 3, 0), kernel_hwc).transpose(3, 0, 1, 2)
+
+
+def _xla_backward(x_cbhw: Array, kernel_hwc: Array, y_grad: Array) -> tuple[Array, Array]:
+  _, vjp = jax.vjp(_xla_forward, x_cbhw, kernel_hwc)
+  return vjp(y_grad)
 
 
 def _on_platform(kernel: Callable[..., Any], otherwise: Callable[..., Any], *args: Array) -> Any:
@@ -72,20 +77,19 @@ def _on_platform(kernel: Callable[..., Any], otherwise: Callable[..., Any], *arg
   )
 
 
-def _is_supported(x: Array, kernel_hwc: Array, layout: str) -> bool:
+def _is_supported(x_cbhw: Array, kernel_hwc: Array) -> bool:
   """Whether the kernels take these maps; logs once for each kind that they do not."""
-  sizes = dict(zip(layout, x.shape, strict=True))
   is_supported = (
-    x.dtype == jnp.bfloat16  # products of float32 maps would lose their last digits
-    and all(isinstance(size, int) and size > 0 for size in x.shape)  # none symbolic
-    and all(8 <= sizes[letter] <= 64 for letter in "hw")
+    x_cbhw.dtype == jnp.bfloat16  # products of float32 maps would lose their last digits
+    and all(isinstance(size, int) and size > 0 for size in x_cbhw.shape)  # none symbolic
+    and all(8 <= size <= 64 for size in x_cbhw.shape[2:])
     and all(size <= 15 for size in kernel_hwc.shape[:2])
   )
   if not is_supported:
-    _log_fallback(str(x.shape), kernel_hwc.shape[:2], layout, str(x.dtype))
+    _log_fallback(str(x_cbhw.shape), kernel_hwc.shape[:2], str(x_cbhw.dtype))
   return is_supported
 
 
 @functools.cache
-def _log_fallback(shape: str, kernel_size: tuple[int, ...], layout: str, dtype: str) -> None:
-  _log.info("maps %s %s, kernel %s, %s: no Pallas kernel, xla", layout, shape, kernel_size, dtype)
+def _log_fallback(shape: str, kernel_size: tuple[int, ...], dtype: str) -> None:
+  _log.info("maps cbhw %s, kernel %s, %s: no Pallas kernel, xla", shape, kernel_size, dtype)

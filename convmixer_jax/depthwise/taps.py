@@ -4,7 +4,8 @@ convolution.
 XLA:CPU runs a grouped convolution 10 to 100 times slower than the same sum written out, which it
 fuses into one parallel, vectorised loop. That loop is fast only over channel-major (c, b, h, w)
 maps: the k*k weights of a channel are then scalars kept in registers, its map stays in the cache,
-and vectors run along the width. A transpose fused with the sum would run the sum in the transposed
+and vectors run along the width. The rest of a model is faster with the channels last, so maps are
+transposed here. A transpose fused with the sum would run the sum in the transposed
 order, several times slower: hence the outlined functions.
 """
 
@@ -15,23 +16,22 @@ import jax.numpy as jnp
 
 from convmixer_jax.depthwise.no_inline import outlined
 
+ORDER = "bhwc"
 
-def forward(x: Array, kernel_hwc: Array, layout: str) -> Array:
-  """Returns the map of `x`'s shape and dtype; `layout` names its dimensions, such as 'bhwc'."""
-  y_cbhw = _correlate(_transpose(x, layout, "cbhw"), kernel_hwc)
-  return _transpose(y_cbhw, "cbhw", layout)
+_TO_CBHW, _TO_BHWC = (3, 0, 1, 2), (1, 2, 3, 0)
 
 
-def backward(x: Array, kernel_hwc: Array, y_grad: Array, layout: str) -> tuple[Array, Array]:
-  """Returns the gradients of `x` and `kernel_hwc`, in their dtypes."""
-  x_cbhw, g_cbhw = (_transpose(a, layout, "cbhw") for a in (x, y_grad))
+def forward(x_bhwc: Array, kernel_hwc: Array) -> Array:
+  """The feature map of `x_bhwc`'s shape and dtype."""
+  return _correlate(x_bhwc.transpose(_TO_CBHW), kernel_hwc).transpose(_TO_BHWC)
+
+
+def backward(x_bhwc: Array, kernel_hwc: Array, y_grad: Array) -> tuple[Array, Array]:
+  """The gradients of `x_bhwc` and `kernel_hwc`, in their dtypes."""
+  x_cbhw, g_cbhw = x_bhwc.transpose(_TO_CBHW), y_grad.transpose(_TO_CBHW)
   x_grad = _correlate(g_cbhw, kernel_hwc[::-1, ::-1], mirror=True)
   kernel_grad = _kernel_grad(x_cbhw, g_cbhw, kernel_size=kernel_hwc.shape[:2])
-  return _transpose(x_grad, "cbhw", layout), kernel_grad.astype(kernel_hwc.dtype)
-
-
-def _transpose(x: Array, source: str, target: str) -> Array:
-  return x.transpose([source.index(letter) for letter in target])
+  return x_grad.transpose(_TO_BHWC), kernel_grad.astype(kernel_hwc.dtype)
 
 
 def _pad(x_cbhw: Array, kernel_size: tuple[int, int], mirror: bool = False) -> Array:

@@ -3,23 +3,23 @@
 import jax
 from jax import Array, lax
 
+ORDER = "bhwc"
 
-def forward(x: Array, kernel_hwc: Array, layout: str) -> Array:
-  """Returns the map of `x`'s shape and dtype; `layout` names its dimensions, such as 'bhwc'."""
-  # One group per channel: every group sees one input channel, the I of the HWIO kernel. XLA writes
-  # batch as N.
-  spec = layout.upper().replace("B", "N")
+
+def forward(x_bhwc: Array, kernel_hwc: Array) -> Array:
+  """The feature map of `x_bhwc`'s shape and dtype."""
+  # One group per channel: every group sees one input channel, the I of the HWIO kernel.
   return lax.conv_general_dilated(
-    x,
-    kernel_hwc[:, :, None].astype(x.dtype),
+    x_bhwc,
+    kernel_hwc[:, :, None].astype(x_bhwc.dtype),
     window_strides=(1, 1),
     padding="SAME",
-    dimension_numbers=(spec, "HWIO", spec),
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
     feature_group_count=kernel_hwc.shape[2],
   )
 
 
-def backward(x: Array, kernel_hwc: Array, y_grad: Array, layout: str) -> tuple[Array, Array]:
-  """Returns the gradients of `x` and `kernel_hwc`, in their dtypes."""
-  _, vjp = jax.vjp(lambda x, kernel: forward(x, kernel, layout), x, kernel_hwc)
+def backward(x_bhwc: Array, kernel_hwc: Array, y_grad: Array) -> tuple[Array, Array]:
+  """The gradients of `x_bhwc` and `kernel_hwc`, in their dtypes."""
+  _, vjp = jax.vjp(forward, x_bhwc, kernel_hwc)
   return vjp(y_grad)

@@ -13,7 +13,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from convmixer_jax.depthwise.own_gradient import own_gradient
+from convmixer_jax.depthwise import gradients
 
 
 @jax.custom_jvp
@@ -86,7 +86,7 @@ def act_norm(
   pre_bias: jax.Array | None = None,
   epsilon: float = 1e-5,
   groups: Groups | None = None,
-  with_gradient: bool = True,
+  own_gradient: bool = True,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """activation(x + pre_bias), normalised over all axes but the channels', as in training.
 
@@ -99,7 +99,7 @@ def act_norm(
       pass over memory of its own.
     epsilon: added to the variance.
     groups: of images that are normalised each by themselves; None for one.
-    with_gradient: whether to have its own gradient; False leaves all derivatives to JAX, which
+    own_gradient: whether to have its own gradient; False leaves all derivatives to JAX, which
       forward mode needs, and which take more time.
 
   Returns:
@@ -112,7 +112,7 @@ def act_norm(
   pre_bias = jnp.zeros_like(bias) if pre_bias is None else pre_bias
   axis = _checked_axis(x, activation, channel_axis, scale=scale, bias=bias, pre_bias=pre_bias)
   function = _act_norm_with_gradient
-  if not with_gradient:  # as little is kept, and more computed anew
+  if not own_gradient:  # as little is kept, and more computed anew
     function = jax.checkpoint(_act_norm, static_argnums=(4, 5, 6, 7))
   return function(x, scale, bias, pre_bias, activation, axis, epsilon, groups)
 
@@ -201,7 +201,7 @@ def _backward(activation, axis, epsilon, groups, residuals, grads):
   return x_grad.astype(x.dtype), *(v.sum(0) if groups else v for v in vectors)
 
 
-_act_norm_with_gradient = own_gradient(_act_norm, _forward, _backward, arrays=4)
+_act_norm_with_gradient = gradients.own_gradient(_act_norm, _forward, _backward, arrays=4)
 
 
 def _biased(x: jax.Array, pre_bias: jax.Array, axis: int) -> jax.Array:

@@ -1,71 +1,163 @@
-"""The parts of a block: weights as PyTorch draws them, activation with BatchNorm, 1x1 products."""
+"""The layers of a ConvMixer, which hide dtypes, devices, orders of dimensions and own gradients.
 
+The dimensions of a feature map lie in `order`, "bhwc" or "cbhw". The convolutions leave their bias
+to the `ActNorm` behind them, where adding it costs no pass over memory.
+"""
+
+from collections.abc import Callable
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
+from flax.linen.dtypes import canonicalize_dtype
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from convmixer_jax.depthwise.own_gradient import own_gradient
+from convmixer_jax.depthwise import depthwise_conv, gradients
+from convmixer_jax.depthwise.no_inline import outlined
 from convmixer_jax.model.act_norm import Groups, act_affine, act_norm
 
-# How weights are drawn before training.
-INITIALIZERS = ("torch", "glorot")
+DTYPES = ("float32", "bfloat16")
 
 
-class Weights(nn.Module):
-  """A layer's kernel and bias, drawn at random.
+class PreActivation(NamedTuple):
+  """A feature map, and the [channels] bias that is still to be added."""
 
-  With "torch", both are PyTorch's U(-1/sqrt(fan_in), 1/sqrt(fan_in)), where fan_in is the number of
-  inputs to an output: the product of all axes of the kernel but the last. With "glorot", the kernel
-  is U(-a, a) with a = sqrt(6 / (fan_in + fan_out)) and the bias 0, as in Keras and Flux.
-  """
+  x: jax.Array
+  bias: jax.Array
 
-  initializer: str
+
+def _torch(fan_in: int) -> tuple[Callable, Callable]:
+  def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None):
+    del out_sharding
+    bound = 1 / math.sqrt(fan_in)
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+  return init, init
+
+
+def _glorot(fan_in: int) -> tuple[Callable, Callable]:
+  del fan_in
+  return nn.initializers.glorot_uniform(), nn.initializers.zeros
+
+
+# What draws kernels and biases. "torch": both are U(-1/sqrt(fan_in), 1/sqrt(fan_in)) as in PyTorch,
+# with fan_in the inputs of an output. "glorot": kernels are U(-a, a) with a = sqrt(6 / (fan_in +
+# fan_out)) and biases 0, as in Keras and Flux.
+INITIALIZERS = {"torch": _torch, "glorot": _glorot}
+
+
+class _Linear(nn.Module, kw_only=True):
+  """A layer with a kernel, whose last axis is that of the outputs, and a bias."""
+
+  initializer: str = "torch"
   param_dtype: jax.typing.DTypeLike = jnp.float32
 
-  @nn.compact
-  def __call__(self, *shape: int) -> tuple[jax.Array, jax.Array]:
-    """The kernel, of this shape, and the bias, `shape[-1:]`."""
-    init_kernel = init_bias = _uniform(1 / math.sqrt(math.prod(shape[:-1])))
-    if self.initializer == "glorot":
-      init_kernel, init_bias = nn.initializers.glorot_uniform(), nn.initializers.zeros
+  def _weights(self, *shape: int) -> tuple[jax.Array, jax.Array]:
+    init_kernel, init_bias = INITIALIZERS[self.initializer](math.prod(shape[:-1]))
     kernel = self.param("kernel", init_kernel, shape, self.param_dtype)
     bias = self.param("bias", init_bias, shape[-1:], self.param_dtype)
     return kernel, bias
 
 
-def _uniform(bound: float) -> nn.initializers.Initializer:
-  def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None):
-    del out_sharding
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
+class PatchEmbedding(_Linear, kw_only=True):
+  """Images -> feature maps in `dtype`: each patch times one matrix."""
 
-  return init
+  dim: int
+  patch_size: int
+  dtype: jax.typing.DTypeLike | None
+  order: str
+  own_gradient: bool = True
+
+  @nn.compact
+  def __call__(self, image_bhwc: jax.Array) -> PreActivation:
+    """Raises ValueError where `patch_size` does not divide the images' sides."""
+    size = self.patch_size
+    kernel, bias = self._weights(size, size, image_bhwc.shape[-1], self.dim)
+    dtype = canonicalize_dtype(image_bhwc, kernel, bias, dtype=self.dtype)
+    if jnp.dtype(dtype) not in map(jnp.dtype, DTYPES):
+      raise ValueError(
+        f"dtype is None, which for {image_bhwc.dtype} images and {kernel.dtype} parameters means "
+        f"{jnp.dtype(dtype)}; allowed: {', '.join(DTYPES)}"
+      )
+    patches = _patches(image_bhwc.astype(dtype), size, self.order)
+    kernel_cf = kernel.reshape(-1, self.dim)
+    return PreActivation(mix_channels(patches, kernel_cf, self.order, self.own_gradient), bias)
 
 
-class ActNorm(nn.Module):
-  """The bias of the layer before, the activation, then BatchNorm, as PyTorch does it.
+class DepthwiseConv(_Linear, kw_only=True):
+  """Each channel of the feature maps convolved with its own kernel, see `depthwise_conv`."""
+
+  kernel_size: int
+  implementation: str | None
+  mesh: Mesh | None
+  order: str
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> PreActivation:
+    """Of the shape and type of `x`."""
+    size, dim = self.kernel_size, x.shape[self.order.index("c")]
+    kernel, bias = self._weights(size, size, 1, dim)
+    y = depthwise_conv(
+      x,
+      kernel[:, :, 0].astype(x.dtype),
+      implementation=self.implementation,
+      order=self.order,
+      mesh=None if self.is_initializing() else self.mesh,  # one image cannot be sharded
+    )
+    return PreActivation(y, bias)
+
+
+class PointwiseConv(_Linear, kw_only=True):
+  """A 1x1 convolution."""
+
+  order: str
+  own_gradient: bool = True
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> PreActivation:
+    """Of the shape and type of `x`."""
+    dim = x.shape[self.order.index("c")]
+    kernel, bias = self._weights(1, 1, dim, dim)
+    return PreActivation(mix_channels(x, kernel[0, 0], self.order, self.own_gradient), bias)
+
+
+class Head(_Linear, kw_only=True):
+  """Pooled features -> logits."""
+
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, pooled_bf: jax.Array) -> jax.Array:
+    """[b, num_classes] float32."""
+    kernel, bias = self._weights(pooled_bf.shape[-1], self.num_classes)
+    return pooled_bf @ kernel + bias[None]
+
+
+class ActNorm(nn.Module, kw_only=True):
+  """The activation, then BatchNorm, as PyTorch does it.
 
   Statistics are kept in float32, their variance unbiased. Under `jit` over a sharded batch they
-  are those of the global batch, or of its groups, whatever the number of devices: `shards`, which
-  only decides how groups are made of the maps. `with_gradient` is `act_norm`'s.
+  are those of the global batch, or of its groups of `group_size` images, whatever the number of
+  devices: `mesh` only decides how groups are made of the maps.
   """
 
   activation: str
-  layout: str
+  order: str
   group_size: int | None
   momentum: float
   epsilon: float
-  shards: int
+  mesh: Mesh | None
   param_dtype: jax.typing.DTypeLike = jnp.float32
-  with_gradient: bool = True
+  own_gradient: bool = True
 
   @nn.compact
-  def __call__(self, x: jax.Array, pre_bias: jax.Array, train: bool) -> jax.Array:
-    """Maps in `layout` -> maps of their type; `train` is as in `ConvMixer.features`."""
-    axis = self.layout.index("c")
+  def __call__(self, before: PreActivation, train: bool) -> jax.Array:
+    """A feature map of the same shape and type; `train` is as in `ConvMixer.features`."""
+    x, pre_bias = before
+    axis = self.order.index("c")
     dim = x.shape[axis]
     scale = self.param("scale", nn.initializers.ones, (dim,), self.param_dtype)
     bias = self.param("bias", nn.initializers.zeros, (dim,), self.param_dtype)
@@ -76,7 +168,7 @@ class ActNorm(nn.Module):
     if not train:
       vectors |= {"mean": mean_ra.value, "var": var_ra.value}
       return act_affine(x, self.activation, **vectors, **settings)
-    settings["with_gradient"] = self.with_gradient
+    settings["own_gradient"] = self.own_gradient
     if self.is_initializing():  # its batch is no whole group
       return act_norm(x, self.activation, **vectors, **settings)[0]
     y, mean_gc, var_gc = self._normalize_groups(x, **vectors, **settings)
@@ -90,7 +182,7 @@ class ActNorm(nn.Module):
     self, x: jax.Array, **settings: Any
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The maps, and mean and variance [groups, channels]."""
-    batch_axis = self.layout.index("b")
+    batch_axis = self.order.index("b")
     batch = x.shape[batch_axis]
     if batch == 0:
       raise ValueError("train=True needs images for BatchNorm's statistics; this batch has none")
@@ -111,35 +203,36 @@ class ActNorm(nn.Module):
 
   def _local_batch(self, x: jax.Array) -> int:
     """Images on one device; if the mesh has explicit axes, the type of the maps tells."""
-    return jax.typeof(x).sharding.shard_shape(x.shape)[self.layout.index("b")] // self.shards
+    shard_shape = jax.typeof(x).sharding.shard_shape(x.shape)
+    return shard_shape[self.order.index("b")] // (self.mesh.size if self.mesh else 1)
 
 
 def mix_channels(
-  x: jax.Array, kernel_cf: jax.Array, layout: str, with_gradient: bool = True
+  x: jax.Array, kernel_cf: jax.Array, order: str, own_gradient: bool = True
 ) -> jax.Array:
   """The same matrix product at every position: a 1x1 convolution without its bias.
 
   It is of x's type. Its own gradient gives the kernel one of the kernel's type, so that what
-  several devices add up is float32; `with_gradient=False` leaves all derivatives to JAX.
+  several devices add up is float32; `own_gradient=False` leaves all derivatives to JAX.
   """
-  function = _mix_channels_with_gradient if with_gradient else _mix_channels
-  return function(x, kernel_cf, layout)
+  function = _mix_channels_with_gradient if own_gradient else _mix_channels
+  return function(x, kernel_cf, order)
 
 
-def _mix_channels(x: jax.Array, kernel_cf: jax.Array, layout: str) -> jax.Array:
+def _mix_channels(x: jax.Array, kernel_cf: jax.Array, order: str) -> jax.Array:
   # Two axes each: of products with more, XLA's CPU backend transposes the gradients.
   channels, features = kernel_cf.shape
   kernel_cf = kernel_cf.astype(x.dtype)
-  if layout == "cbhw":
+  if order == "cbhw":
     return (kernel_cf.T @ x.reshape(channels, -1)).reshape(features, *x.shape[1:])
   return (x.reshape(-1, channels) @ kernel_cf).reshape(*x.shape[:-1], features)
 
 
-def _mix_channels_forward(x: jax.Array, kernel_cf: jax.Array, layout: str) -> tuple[jax.Array, Any]:
-  return _mix_channels(x, kernel_cf, layout), (x, kernel_cf)
+def _mix_channels_forward(x: jax.Array, kernel_cf: jax.Array, order: str) -> tuple[jax.Array, Any]:
+  return _mix_channels(x, kernel_cf, order), (x, kernel_cf)
 
 
-def _mix_channels_backward(layout: str, kept: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _mix_channels_backward(order: str, kept: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
   x, kernel_cf = kept
   channels, features = kernel_cf.shape
   sum_up = functools.partial(
@@ -147,13 +240,37 @@ def _mix_channels_backward(layout: str, kept: Any, grad: jax.Array) -> tuple[jax
     preferred_element_type=kernel_cf.dtype,
     out_sharding=jax.typeof(kernel_cf).sharding,  # the batch may be cut over explicit axes
   )
-  if layout == "cbhw":
+  if order == "cbhw":
     kernel_grad = sum_up(grad.reshape(features, -1), x.reshape(channels, -1).T).T
   else:
     kernel_grad = sum_up(x.reshape(-1, channels).T, grad.reshape(-1, features))
-  return _mix_channels(grad, kernel_cf.T, layout), kernel_grad
+  return _mix_channels(grad, kernel_cf.T, order), kernel_grad
 
 
-_mix_channels_with_gradient = own_gradient(
+_mix_channels_with_gradient = gradients.own_gradient(
   _mix_channels, _mix_channels_forward, _mix_channels_backward, arrays=2
 )
+
+
+def _patches(image_bhwc: jax.Array, size: int, order: str) -> jax.Array:
+  """Each patch as one position with size * size * c channels, rows of the patch outermost."""
+  if image_bhwc.ndim != 4:
+    raise ValueError(f"images have to be [batch, height, width, channels], not {image_bhwc.shape}")
+  b, h, w, c = image_bhwc.shape
+  if h % size or w % size:
+    raise ValueError(
+      f"images of {h}x{w} pixels cannot be cut into patches of {size}x{size}: "
+      f"height and width have to be multiples of patch_size={size}"
+    )
+  # One axis after the other: so JAX can tell the sharding of the result on a mesh of explicit axes.
+  x = image_bhwc.reshape(b, h // size, size, w, c).reshape(b, h // size, size, w // size, size, c)
+  if order == "cbhw":
+    return x.transpose(2, 4, 5, 0, 1, 3).reshape(size * size * c, b, h // size, w // size)
+  return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // size, w // size, size * size * c)
+
+
+# XLA:CPU would fuse the last product, the activation and the mean into one slow loop.
+@outlined
+def average_pool(x_bhwf: jax.Array) -> jax.Array:
+  """The mean over the positions, [b, f] float32."""
+  return x_bhwf.astype(jnp.float32).mean((1, 2))

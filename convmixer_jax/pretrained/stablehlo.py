@@ -11,7 +11,6 @@ import pathlib
 from typing import Any
 
 import jax
-from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
@@ -26,22 +25,20 @@ def serialize(model: ConvMixer, variables: Any, image_shape: tuple[int, int, int
   """The evaluation of a model as a serialised `jax.export.Exported`, its weights included.
 
   Args:
-    model: exported with the convolution and layout that are fastest on each platform.
+    model: exported with the convolution of each platform.
     variables: {"params", "batch_stats"}.
     image_shape: (height, width, channels); the batch is of any size.
 
   Raises:
     UserError: if the package flatbuffers is missing.
   """
-  # Named, since what `None` picks may be a kernel that only this project can load.
-  on_cpu = model.clone(layout="cbhw", depthwise="taps")
-  elsewhere = model.clone(layout="bhwc", depthwise="xla")
+  portable = model.clone(depthwise=None)  # which in exports means operations that every JAX has
   variables = jax.tree.map(
     np.asarray, {name: variables[name] for name in ("params", "batch_stats")}
   )
 
   def forward(image_bhwc: jax.Array) -> jax.Array:
-    return lax.platform_dependent(variables, image_bhwc, cpu=on_cpu.apply, default=elsewhere.apply)
+    return jnp.asarray(portable.apply(variables, image_bhwc))
 
   (batch,) = jax.export.symbolic_shape("b")
   image = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)

@@ -26,9 +26,8 @@ from convmixer_jax.data.corrupt import Damage
 from convmixer_jax.data.datasets import open_source
 from convmixer_jax.data.feed import Feed, cached
 from convmixer_jax.data.preprocess import Preprocess
-from convmixer_jax.depthwise import default_implementation
 from convmixer_jax.errors import UserError
-from convmixer_jax.model.convmixer import ConvMixer, default_layout
+from convmixer_jax.model.convmixer import ConvMixer
 from convmixer_jax.optim import optimizer as optim
 from convmixer_jax.optim import schedules
 from convmixer_jax.parallel import sharding
@@ -176,28 +175,23 @@ def _check_sizes(batches: Batches, mesh: Mesh, key: str, unit: int) -> None:
 
 
 def make_model(config: config_dict.ConfigDict, mesh: Mesh) -> ConvMixer:
-  """The ConvMixer of `config.model`, in the layout that is fastest on the mesh's devices.
+  """The ConvMixer of `config.model`, for batches sharded over the mesh.
 
   Raises:
     UserError: if `config.model.depthwise` is "native" and the devices are not CPUs.
   """
   platform = mesh.devices.flat[0].platform
-  depthwise = config.model.depthwise or default_implementation(platform)
-  if depthwise == "native" and platform != "cpu":
+  if config.model.depthwise == "native" and platform != "cpu":
     raise UserError(
       f'config.model.depthwise is "native", which is for CPUs, and this machine computes on '
       f"{platform}: leave it unset"
     )
-  layout = default_layout(platform, depthwise)
-  _log.info("on %s: maps lie as %s, depthwise convolution by %s", platform, layout, depthwise)
-  settings = {**config.model, "dtype": jnp.dtype(config.model.dtype)}
   return ConvMixer(
-    **settings,
-    layout=layout,
+    **{**config.model, "dtype": jnp.dtype(config.model.dtype)},
     group_size=config.data.group_size,
     remat=config.parallel.remat,
     scan=config.parallel.scan,
-    mesh=mesh if mesh.size > 1 else None,
+    mesh=mesh,
   )
 
 

@@ -12,14 +12,14 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
-from convmixer_jax.depthwise import depthwise_conv, depthwise_conv_cbhw
+from convmixer_jax.depthwise import depthwise_conv
 from tests.depthwise_reference import reference
 
 needs_compiler = pytest.mark.skipif(
   shutil.which(shlex.split(os.environ.get("CXX") or "c++")[0]) is None,
   reason="implementation='native' needs a C++ compiler",
 )
-IMPLEMENTATIONS = ("taps", "xla", pytest.param("native", marks=needs_compiler))
+IMPLEMENTATIONS = (None, "taps", "xla", pytest.param("native", marks=needs_compiler))
 # batch, height, width, channels, kernel rows, kernel columns
 SHAPES = [(2, 9, 7, 3, k, k) for k in range(1, 16)] + [
   (1, 3, 2, 5, 7, 7),  # a map smaller than the kernel
@@ -46,11 +46,12 @@ def value_and_grads(conv, x, kernel, g):
   return y, *vjp(g)
 
 
-def channel_major(conv_cbhw):
-  """Makes a channel-major function one of (b, h, w, c) maps."""
-  return lambda x, kernel, **kw: conv_cbhw(x.transpose(3, 0, 1, 2), kernel, **kw).transpose(
-    1, 2, 3, 0
-  )
+depthwise_conv_cbhw = partial(depthwise_conv, order="cbhw")
+
+
+def channel_major(x, kernel, **kw):
+  """The channel-major convolution of (b, h, w, c) maps."""
+  return depthwise_conv_cbhw(x.transpose(3, 0, 1, 2), kernel, **kw).transpose(1, 2, 3, 0)
 
 
 def assert_close(got, want, tolerance):
@@ -59,7 +60,7 @@ def assert_close(got, want, tolerance):
     assert a.shape == b.shape and error <= tolerance, (name, a.shape, b.shape, error)
 
 
-CONVS = {"bhwc": depthwise_conv, "cbhw": channel_major(depthwise_conv_cbhw)}
+CONVS = {"bhwc": depthwise_conv, "cbhw": channel_major}
 
 
 # Both layouts share all but a transpose, so the channel-major one is spared the long list.
@@ -248,7 +249,7 @@ def test_sharded_jit(implementation):
       (3, 3, 2),
       "fast",
       ValueError,
-      "implementation must be None or one of",
+      "implementation is 'fast'; allowed: None, taps, xla, native, pallas",
     ),
   ],
 )

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from convmixer_jax import config
-from convmixer_jax.depthwise import depthwise_conv, native
+from convmixer_jax.depthwise import by_platform, depthwise_conv, native
 from convmixer_jax.errors import UserError
 from convmixer_jax.native.compiler import library
 from convmixer_jax.training.build import make_model
@@ -28,20 +28,43 @@ from tests.depthwise_reference import reference
 conv = partial(depthwise_conv, implementation="native")
 
 
-def test_a_missing_compiler_is_named_with_the_alternative(monkeypatch, caplog):
+@pytest.fixture
+def no_compiler(monkeypatch):
   monkeypatch.setenv("CXX", "no-such-compiler")
-  monkeypatch.setattr(native, "register", native.register.__wrapped__)
-  library.cache_clear()
-  with pytest.raises(UserError, match=r"'no-such-compiler' cannot be run.*taps"):
+  for function in (library, native.why_not, by_platform._for_cpu):
+    function.cache_clear()
+  yield
+  for function in (library, native.why_not, by_platform._for_cpu):
+    function.cache_clear()
+
+
+def test_a_missing_compiler_is_named_with_the_alternative(no_compiler):
+  with pytest.raises(UserError, match=r"'no-such-compiler' cannot be run.*take .taps"):
     native.register()
-  assert not native.is_available()
-  assert "'no-such-compiler' cannot be run" in caplog.text
-  library.cache_clear()
+
+
+def is_native(function, *args):
+  return "convmixer_jax_depthwise" in jax.jit(function).lower(*args).as_text()
 
 
 @needs_compiler
-def test_a_compiler_is_found():
-  assert native.is_available()
+def test_none_is_native_where_there_is_a_compiler(caplog):
+  by_platform._for_cpu.cache_clear()
+  x, kernel, _ = random_case((2, 5, 6, 3, 3, 3))
+  with caplog.at_level("INFO"):
+    assert is_native(lambda x, kernel: depthwise_conv(x, kernel), x, kernel)
+    assert is_native(lambda x, kernel: depthwise_conv(2 * x, kernel), x, kernel)
+  (message,) = [m for m in caplog.messages if "depthwise" in m]
+  assert message == "depthwise convolution on CPU by native: C++, compiled on this machine"
+
+
+def test_none_is_taps_where_there_is_no_compiler(no_compiler, caplog):
+  case = random_case((2, 5, 6, 3, 3, 3))
+  assert not is_native(lambda x, kernel: depthwise_conv(x, kernel), *case[:2])
+  (message,) = [m for m in caplog.messages if "depthwise" in m]
+  assert "on CPU by taps, which is slower than native: the C++ compiler 'no-such-com" in message
+  got = jax.jit(partial(value_and_grads, depthwise_conv))(*case)
+  assert_close(got, reference(*case), 1e-5)
 
 
 @needs_compiler
@@ -95,19 +118,6 @@ def test_export_with_symbolic_batch():
     jax.jit(partial(value_and_grads, conv)), platforms=("cpu",), disabled_checks=checks
   )(spec, kernel, spec)
   assert_close(exported.call(x, kernel, g), reference(x, kernel, g), 1e-5)
-
-
-@pytest.mark.parametrize(
-  "depthwise, platform, layout",
-  [
-    (None, "cpu", "cbhw"),
-    ("taps", "cpu", "cbhw"),
-    ("native", "cpu", "bhwc"),
-    (None, "gpu", "bhwc"),
-  ],
-)
-def test_layout_of_the_model_follows(configs, depthwise, platform, layout):
-  assert make_model(*setting(configs, depthwise, platform)).layout == layout
 
 
 def test_model_for_another_platform_is_refused(configs):

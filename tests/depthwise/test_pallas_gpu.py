@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convmixer_jax.depthwise import depthwise_conv, depthwise_conv_cbhw, pallas_gpu
+from convmixer_jax.depthwise import depthwise_conv, pallas_gpu
 from tests.depthwise_reference import reference
 
 pallas_conv = functools.partial(depthwise_conv, implementation="pallas")
-pallas_conv_cbhw = functools.partial(depthwise_conv_cbhw, implementation="pallas")
+pallas_conv_cbhw = functools.partial(depthwise_conv, implementation="pallas", order="cbhw")
 TOLERANCE = 1e-2
 
 # (batch, height, width, channels), (kernel height, kernel width)

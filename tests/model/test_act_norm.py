@@ -67,7 +67,7 @@ def test_derivatives_left_to_jax_are_the_own_gradient_and_forward_mode(groups, a
   x = x.at[0, 0].set(-jnp.broadcast_to(pre_bias, (7, 3)))  # ReLU's kink, where its slope is 0
   arguments = x, scale, bias, pre_bias
 
-  def norm(with_gradient, x, scale, bias, pre_bias):
+  def norm(own_gradient, x, scale, bias, pre_bias):
     y, mean, var = act_norm(
       x,
       activation,
@@ -76,13 +76,13 @@ def test_derivatives_left_to_jax_are_the_own_gradient_and_forward_mode(groups, a
       channel_axis=-1,
       pre_bias=pre_bias,
       groups=groups,
-      with_gradient=with_gradient,
+      own_gradient=own_gradient,
     )
     return jnp.sin(y).sum() + jnp.sin(mean).sum() + jnp.sin(var).sum()
 
   own, jaxs = (
-    jax.grad(functools.partial(norm, with_gradient), (0, 1, 2, 3))(*arguments)
-    for with_gradient in (True, False)
+    jax.grad(functools.partial(norm, own_gradient), (0, 1, 2, 3))(*arguments)
+    for own_gradient in (True, False)
   )
   tangents = tuple(jnp.cos(a) for a in arguments)
   _, slope = jax.jvp(functools.partial(norm, False), arguments, tangents)

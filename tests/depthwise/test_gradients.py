@@ -5,7 +5,7 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
-from convmixer_jax.depthwise.own_gradient import own_gradient
+from convmixer_jax.depthwise.gradients import own_gradient
 
 
 def _product(x, y, factor):

@@ -1,0 +1,83 @@
+"""The implementation that is best for the platform for which a computation is lowered.
+
+On CPU that is `native`, or `taps` where the machine has no C++ compiler, and in programs that
+`jax.export` makes for other machines. Elsewhere it is `xla`.
+"""
+
+from collections.abc import Callable, Sequence
+import functools
+import logging
+from typing import Any
+
+import jax
+from jax import Array
+import jax.extend
+from jax.interpreters import batching, mlir
+import jax.numpy as jnp
+
+from convmixer_jax.depthwise import native, taps, xla
+
+ORDER = "bhwc"
+
+_log = logging.getLogger(__name__)
+
+
+def forward(x_bhwc: Array, kernel_hwc: Array) -> Array:
+  """The feature map of `x_bhwc`'s shape and dtype."""
+  (y_bhwc,) = _primitive("forward").bind(x_bhwc, kernel_hwc)
+  return y_bhwc
+
+
+def backward(x_bhwc: Array, kernel_hwc: Array, y_grad: Array) -> tuple[Array, Array]:
+  """The gradients of `x_bhwc` and `kernel_hwc`, in their dtypes."""
+  x_grad, kernel_grad = _primitive("backward").bind(x_bhwc, kernel_hwc, y_grad)
+  return x_grad, kernel_grad
+
+
+@functools.cache
+def _primitive(name: str) -> jax.extend.core.Primitive:
+  """An operation whose implementation is chosen late: tracing knows no platform and no export."""
+  primitive = jax.extend.core.Primitive(f"depthwise_{name}")
+  primitive.multiple_results = True
+  primitive.def_impl(jax.jit(primitive.bind))
+  results = 1 if name == "forward" else 2
+  primitive.def_abstract_eval(lambda *args: args[:results])  # they are like the first arguments
+  batching.primitive_batchers[primitive] = functools.partial(_fold_into_channels, primitive)
+
+  def lower_for_cpu(context: Any, *args: Any) -> Any:
+    is_export = context.module_context.lowering_parameters.for_export
+    return _lowering(taps if is_export else _for_cpu(), name)(context, *args)
+
+  mlir.register_lowering(primitive, _lowering(xla, name))
+  mlir.register_lowering(primitive, lower_for_cpu, platform="cpu")
+  return primitive
+
+
+def _lowering(module: Any, name: str) -> Callable[..., Any]:
+  return mlir.lower_fun(getattr(module, name), multiple_results=name == "backward")
+
+
+@functools.cache
+def _for_cpu() -> Any:
+  if reason := native.why_not():
+    _log.warning("depthwise convolution on CPU by taps, which is slower than native: %s", reason)
+    return taps
+  _log.info("depthwise convolution on CPU by native: C++, compiled on this machine")
+  return native
+
+
+def _fold_into_channels(
+  primitive: jax.extend.core.Primitive, args: Sequence[Array], axes: Sequence[Any]
+) -> tuple[list[Array], list[int]]:
+  """`vmap`: as channels do not mix, those of all elements are convolved side by side."""
+  size = next(x.shape[a] for x, a in zip(args, axes, strict=True) if a is not None)
+
+  def fold(x: Array, axis: Any) -> Array:
+    if axis is None:
+      x, axis = jnp.broadcast_to(x[None], (size, *x.shape)), 0
+    x = jnp.moveaxis(x, axis, -2)
+    return x.reshape(*x.shape[:-2], -1)
+
+  results = primitive.bind(*map(fold, args, axes))
+  unfolded = [y.reshape(*y.shape[:-1], size, -1) for y in results]
+  return unfolded, [y.ndim - 2 for y in unfolded]

@@ -43,9 +43,10 @@ AUGMENTATION = Augmentation((0.5,) * 3, (0.25,) * 3, CLASSES, flip=False)
 def jax_call(name: str, image: np.ndarray, label: np.ndarray, **attributes) -> Callable:
   """A step of our model."""
   dim, depth, kernel, patch, activation, _, size = MODELS[name]
-  model = ConvMixer(dim, depth, kernel, patch, CLASSES, activation, **attributes)
+  mesh = sharding.make_mesh()
+  model = ConvMixer(dim, depth, kernel, patch, CLASSES, activation, mesh=mesh, **attributes)
   optimizer = make_optimizer(optax.constant_schedule(1e-3), weight_decay=0.01, decay="all")
-  state = create_state(model, optimizer, sharding.make_mesh(), seed=0, image_shape=(size, size, 3))
+  state = create_state(model, optimizer, mesh, seed=0, image_shape=(size, size, 3))
   batch = {"image": jnp.asarray(image), "label": jnp.asarray(label), "mask": jnp.ones(len(label))}
   if flags.FLAGS.mode == "inference":
     variables = {"params": state.params, "batch_stats": state.batch_stats}

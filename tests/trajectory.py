@@ -13,6 +13,7 @@ from convmixer_jax.augment import Augmentation
 from convmixer_jax.checkpoint.state import TrainState
 from convmixer_jax.optim.optimizer import make_optimizer
 from convmixer_jax.optim.schedules import make_schedule
+from convmixer_jax.parallel.sharding import make_mesh
 from convmixer_jax.training.step import train_step
 
 EPOCHS, STEPS_PER_EPOCH, BATCH, CLASSES = 5, 4, 16, 7
@@ -48,10 +49,11 @@ def run(name: str) -> tuple[np.ndarray, np.ndarray, dict]:
   augmentation = Augmentation(
     (0.5,) * 3, (64 / 255,) * 3, CLASSES, flip=False, label_smoothing=recipe["label_smoothing"]
   )
+  mesh = make_mesh(jax.devices()[:1])
   step = jax.jit(
     functools.partial(
       train_step,
-      model=ConvMixer(12, 2, 5, 2, CLASSES, recipe["activation"]),
+      model=ConvMixer(12, 2, 5, 2, CLASSES, recipe["activation"], mesh=mesh),
       optimizer=optimizer,
       schedule=schedule,
       augmentation=augmentation,

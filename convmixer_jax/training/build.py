@@ -127,7 +127,7 @@ def make_augmentation(config: config_dict.ConfigDict, mesh: Mesh) -> Augmentatio
     resized_crop=(c.crop_scale, c.crop_ratio, c.crop_interpolation) if on_device else None,
     num_classes=config.model.num_classes,
     group_size=c.group_size,
-    draws_on=sharding.replicated(mesh) if mesh.size > 1 else None,
+    draws_on=sharding.replicated(mesh),
   )
 
 
@@ -247,7 +247,6 @@ def make_step(
       optimizer=optimizer,
       schedule=schedule,
       augmentation=make_augmentation(config, mesh),
-      mesh=mesh if mesh.size > 1 else None,
     ),
     donate_argnums=0,
     out_shardings=(sharding.cut(mesh, state), sharding.replicated(mesh)),

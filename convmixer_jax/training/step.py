@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 import optax
 
 from convmixer_jax.augment import Augmentation
@@ -29,47 +28,51 @@ def train_step(
   accumulate_steps: int = 1,
   ema_decay: float | None = None,
   freeze_backbone: bool = False,
-  mesh: Mesh | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One update on one global batch.
 
   Args:
     state: before the update.
     batch: "image" uint8 [b, h, w, c], "label" int32 [b], "mask" float32 [b] of ones.
-    model, optimizer, schedule: whose state, parameters and updates these are.
+    model, optimizer, schedule: whose state, parameters and updates these are; batch and state lie
+      on `model.mesh`, see `sharding.cut`.
     augmentation: of images and labels.
     loss: "mean" or "sum" over the batch.
     accumulate_steps: parts of the batch that go through the model one after the other.
     ema_decay: of the average `state.ema`, if there is one.
     freeze_backbone: train the head alone: the other parameters and all running
       statistics stay as they are, and the statistics are used as in evaluation.
-    mesh: of several devices: where batch and state lie, see `sharding.cut`.
 
   Returns:
     The state after it, and `metrics.sums` with "learning_rate" and "grad_norm",
     the gradient's norm before clipping.
 
   Raises:
+    ValueError: if there is no such loss, or the model has no mesh.
+
+  Raises:
     ValueError: if there is no such loss.
   """
+  if (mesh := model.mesh) is None:
+    raise ValueError("the model has no mesh for batch and state to lie on: ConvMixer(mesh=...)")
   augment_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.step))
   with jax.named_scope("augment"):
     image_bhwc, target_bk = augmentation(augment_key, batch["image"], batch["label"])
   arrays = (image_bhwc, target_bk, batch["mask"])
   gradient_fn = _gradient_fn(model, loss, freeze_backbone)
-  params = _place(state.params, mesh and sharding.replicated(mesh))
+  params = jax.lax.with_sharding_constraint(state.params, sharding.replicated(mesh))
   if accumulate_steps == 1:
     gradients, (batch_stats, values) = gradient_fn(params, state.batch_stats, dropout_key, *arrays)
   else:
     parts = [x.reshape(accumulate_steps, -1, *x.shape[1:]) for x in arrays]
-    parts = _place(parts, mesh and sharding.sharded(mesh, axis=1))
+    parts = jax.lax.with_sharding_constraint(parts, sharding.sharded(mesh, axis=1))
     keys = jax.random.split(dropout_key, accumulate_steps)
     gradients, (batch_stats, values) = _accumulate(
       gradient_fn, params, state.batch_stats, keys, *parts
     )
     if loss == "mean":
       gradients = jax.tree.map(lambda g: g / accumulate_steps, gradients)
-  gradients = _place(gradients, mesh and sharding.cut(mesh, gradients))
+  gradients = jax.lax.with_sharding_constraint(gradients, sharding.cut(mesh, gradients))
   with jax.named_scope("update"):
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -81,11 +84,6 @@ def train_step(
     ema = jax.tree.map(lambda old, new: ema_decay * old + (1 - ema_decay) * new, ema, now)
   values |= {"learning_rate": schedule(state.step), "grad_norm": optax.tree.norm(gradients)}
   return TrainState(state.step + 1, params, batch_stats, opt_state, state.key, ema), values
-
-
-def _place(tree: Any, shardings: Any) -> Any:
-  """The same arrays, lying as `shardings` say, if there are any."""
-  return jax.lax.with_sharding_constraint(tree, shardings) if shardings else tree
 
 
 def _gradient_fn(model: ConvMixer, loss: str, freeze_backbone: bool) -> Callable[..., Any]:

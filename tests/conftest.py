@@ -15,6 +15,7 @@ os.environ |= {
   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
 }
 
+from absl import flags
 from array_record.python import array_record_module
 import jax
 import numpy as np
@@ -22,7 +23,7 @@ import PIL.Image
 import pytest
 import sklearn.datasets
 
-from convmixer_jax import prepare
+from convmixer_jax import cli, prepare
 
 
 def spoil_record(file, number):
@@ -41,6 +42,35 @@ def strict():
   """A broadcast between ranks is an error."""
   with jax.numpy_rank_promotion("raise"):
     yield
+
+
+@pytest.fixture
+def run_command(monkeypatch, capsys):
+  """`run_command(module, *arguments)` runs a command in this process, and returns its stdout.
+
+  Its flags are parsed and its `main` is called; the errors of both are raised.
+  """
+
+  def run(module, *arguments):
+    before, defined = set(flags.FLAGS), set()
+
+    def start(main):
+      defined.update(set(flags.FLAGS) - before)  # and not those of libraries that `main` imports
+      main(flags.FLAGS(sys.argv))
+
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+      patch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+      patch.setattr(cli, "run", start)
+      try:
+        module.run()
+      finally:
+        for name in defined:
+          delattr(flags.FLAGS, name)
+        flags.FLAGS.unparse_flags()
+    return capsys.readouterr().out
+
+  return run
 
 
 @pytest.fixture

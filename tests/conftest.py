@@ -7,7 +7,9 @@ import subprocess
 import sys
 
 # Before JAX is imported; subprocesses of the tests inherit it. The many runs of
-# the same small models compile once, and not at all the next time.
+# the same small models compile once, and not at all the next time. Compiling is
+# most of the tests' time: LLVM optimizes only where XLA_FLAGS is set, as in .ci/run.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ |= {
   "JAX_PLATFORMS": "cpu",
   "JAX_NUM_CPU_DEVICES": "8",
@@ -73,7 +75,7 @@ def run_command(monkeypatch, capsys):
   return run
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def configs():
   """The directory of the config files."""
   return pathlib.Path(__file__).parents[1] / "configs"

@@ -162,7 +162,7 @@ def test_no_network_for_another_dataset_of_tfds(dead_port, tmp_path, monkeypatch
   assert time.monotonic() - start < 5
 
 
-def test_folder_command(tmp_path):
+def test_folder_command(tmp_path, run_command):
   photos, data = tmp_path / "photos", tmp_path / "data"
   for i, path in enumerate(
     ("train/b/1.jpg", "train/b/deep/2.PNG", "train/a/3.jpeg", "val/a/4.webp")
@@ -190,8 +190,9 @@ def test_folder_command(tmp_path):
 
   # Again, with nothing to read from: it says so and leaves everything as it is.
   before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
-  result = run("folder", "--name=my_set", f"--data_dir={data}")
-  assert result.returncode == 0 and "was prepared already" in result.stdout
+  assert "was prepared already" in run_command(
+    prepare, "folder", "--name=my_set", f"--data_dir={data}"
+  )
   assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before
 
 
@@ -223,6 +224,12 @@ def test_folder_that_is_not_as_it_should_be(files, message, tmp_path):
   assert not list((tmp_path / "mine").iterdir())
 
 
+def test_a_mistake_ends_the_command_with_one_line_and_status_1(tmp_path):
+  result = run("cifar11", f"--data_dir={tmp_path}/data")
+  assert result.returncode == 1 and not result.stdout
+  assert re.match('"cifar11" is not a dataset: [^\n]*\n$', result.stderr)
+
+
 @pytest.mark.parametrize(
   "arguments, message",
   [
@@ -238,11 +245,10 @@ def test_folder_that_is_not_as_it_should_be(files, message, tmp_path):
     ((), "one dataset is needed, not 0; see --help"),
   ],
 )
-def test_command_ends_with_one_line_and_status_1(arguments, message, tmp_path):
-  result = run(*arguments, f"--data_dir={tmp_path}/data")
-  assert result.returncode == 1 and not result.stdout
-  (line,) = result.stderr.splitlines()
-  assert re.search(message, line)
+def test_mistakes_of_the_command_line(arguments, message, tmp_path, run_command):
+  with pytest.raises(SystemExit, match=message) as end:
+    run_command(prepare, *arguments, f"--data_dir={tmp_path}/data")
+  assert "\n" not in end.value.code
 
 
 @pytest.mark.parametrize("kept", [-1, 0, 512, 1023])

@@ -294,10 +294,8 @@ def test_the_command_with_a_runs_workdir(
   with pytest.raises(UserError, match="1 of 2 images could not be read, see above"):
     run_command(predict, f"--init_from={run_of_photos}", tmp_path / "bad.jpg", file)
   out, err = capsys.readouterr()
-  assert (
-    err
-    == f"{tmp_path / 'bad.jpg'}: an image of 10 bytes cannot be decoded: cannot identify image file\n"
-  )
+  assert err.startswith(f"{tmp_path / 'bad.jpg'}: an image of 10 bytes cannot be decoded: ")
+  assert err.count("\n") == 1
   assert len(out.splitlines()) == 2 and "ant" in out and "%" in out
 
 

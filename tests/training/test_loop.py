@@ -127,8 +127,10 @@ def evaluations(workdir):
 
 @pytest.mark.parametrize(
   ("settings", "stops"),
-  [({}, (13, 22, 37, None)), (FULL_POLICY, (37, None))],
-  ids=["plain", "full policy"],
+  [
+    pytest.param({}, (13, 22, 37, None), id="plain"),
+    pytest.param(FULL_POLICY, (37, None), id="full policy", marks=pytest.mark.slow),
+  ],
 )
 def test_a_run_that_was_cut_ends_as_one_that_was_not(config, whole, tmp_path, settings, stops):
   if settings:
@@ -260,7 +262,12 @@ def test_the_cache_of_compiled_programs_changes_no_bit(config, tmp_path):
 
 @pytest.mark.parametrize(
   ("signum", "at"),
-  [(signal.SIGTERM, 7), (signal.SIGINT, 7), (signal.SIGHUP, 7), (signal.SIGTERM, 22)],
+  [
+    (signal.SIGTERM, 7),
+    (signal.SIGTERM, 22),
+    pytest.param(signal.SIGINT, 7, marks=pytest.mark.slow),
+    pytest.param(signal.SIGHUP, 7, marks=pytest.mark.slow),
+  ],
 )
 def test_a_signal_saves_and_the_run_continues_from_there(
   config, whole, tmp_path, monkeypatch, signum, at
@@ -304,7 +311,7 @@ def test_another_config_is_refused_before_anything_is_touched(config, tmp_path):
 
 
 def test_bad_settings_leave_no_workdir(config, tmp_path):
-  config.data.batch_size = 100
+  config.data.update(batch_size=100, group_size=None)
   with pytest.raises(UserError, match="8 devices"):
     train(config, tmp_path / "new")
   assert not (tmp_path / "new").exists()

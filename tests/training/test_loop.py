@@ -84,23 +84,21 @@ def test_averaged_weights_follow_their_formula_and_are_evaluated(config, tmp_pat
   assert found[0].items() >= Experiment(config).evaluator(whole.ema).items()
 
 
-def test_the_training_split_is_evaluated_in_test_mode(config, tmp_path):
+def test_the_training_split_is_evaluated_in_test_mode(config, whole, tmp_path):
   """As the Flux blog's curves are: on images without augmentation, with the running statistics."""
-  config.augment.update(erase_probability=0.5, label_smoothing=0.1)
-  config.run.max_steps = 30
-  train(config, tmp_path / "without")
+  assert config.augment.crop_padding
   config.run.eval_train = True
-  train(config, tmp_path / "with")
-  found = lines(tmp_path / "with")
+  train(config, tmp_path)
+  found = lines(tmp_path)
   evaluated = [line for line in found if line["split"] == "train_eval"]
-  assert [(line["step"], line["num_examples"]) for line in evaluated] == [(22, 1437), (30, 1437)]
+  assert [(line["step"], line["num_examples"]) for line in evaluated] == [(22, 1437), (44, 1437)]
   config.data.eval_split = "train"
-  expected = evaluate_checkpoint(config, tmp_path / "with", 30)
+  expected = evaluate_checkpoint(config, tmp_path, 44)
   assert all(evaluated[-1][key] == expected[key] for key in ("loss", "accuracy"))
   # Nothing else of the run changes.
   keys = ("step", "split", "loss", "accuracy")
   others = [[line[key] for key in keys] for line in found if line["split"] != "train_eval"]
-  assert others == [[line[key] for key in keys] for line in lines(tmp_path / "without")]
+  assert others == [[line[key] for key in keys] for line in lines(whole)]
 
 
 def test_the_most_accurate_checkpoint_is_tested_at_the_end(config, tmp_path):
@@ -150,21 +148,19 @@ def test_a_run_that_was_cut_ends_as_one_that_was_not(config, whole, tmp_path, se
   assert steps == sorted({*range(4, 45, 4), *stops[:-1]})
 
 
-def test_the_workdir_holds_what_it_promises(config, tmp_path):
-  config.run.epochs = 1
-  train(config, tmp_path)
-  assert {path.name for path in tmp_path.iterdir() if not path.name.startswith("events.out")} == {
+def test_the_workdir_holds_what_it_promises(config, whole):
+  assert {path.name for path in whole.iterdir() if not path.name.startswith("events.out")} == {
     "config.json", "class_names.json", "metrics.jsonl", "checkpoints"}  # fmt: skip
-  assert list(tmp_path.glob("events.out.tfevents.*"))
-  first, last = lines(tmp_path)[0], lines(tmp_path)[-1]
+  assert list(whole.glob("events.out.tfevents.*"))
+  first, last = lines(whole)[0], lines(whole)[-1]
   assert set(first) == {"step", "epoch", "split", "loss", "accuracy", "top5_accuracy",
                         "learning_rate", "grad_norm", "images_per_sec"}  # fmt: skip
   assert set(last) == {"step", "epoch", "split", "loss", "accuracy", "top5_accuracy",
                        "num_examples"}  # fmt: skip
-  assert (last["step"], last["epoch"], last["split"], last["num_examples"]) == (22, 1, "eval", 360)
-  found = evaluate_checkpoint(config, tmp_path)
+  assert (last["step"], last["epoch"], last["split"], last["num_examples"]) == (44, 2, "eval", 360)
+  found = evaluate_checkpoint(config, whole)
   assert found == {key: last[key] for key in found}
-  assert evaluate_checkpoint(config, tmp_path, step=20)["step"] == 20
+  assert evaluate_checkpoint(config, whole, step=40)["step"] == 40
 
 
 def test_a_finished_run_says_so_and_what_it_says_works(config, tmp_path, capsys):
@@ -189,7 +185,7 @@ def test_a_finished_run_says_so_and_what_it_says_works(config, tmp_path, capsys)
 @pytest.mark.parametrize(
   ("run", "advice"),
   [
-    ({"epochs": 1}, "--config.run.epochs=2"),
+    pytest.param({"epochs": 1}, "--config.run.epochs=2", marks=pytest.mark.slow),
     ({"max_steps": 4}, "--config.run.max_steps=8"),
     ({"epochs": 1, "max_steps": 22}, "--config.run.epochs=2 --config.run.max_steps=44"),
   ],

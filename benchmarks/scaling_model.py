@@ -36,12 +36,11 @@ GOAL = 0.6
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """Peaks: bfloat16 and float32 operations/s, bytes/s of the memory, and its bytes."""
+  """Peaks: bfloat16 and float32 operations/s, and bytes/s of the memory."""
 
   matrix: float
   vector: float
   memory: float
-  capacity: float
 
   def times(self) -> list[float]:
     """Seconds of each unit for training on one image, at its attained rate."""
@@ -86,10 +85,10 @@ class System:
     return inner + outer + 2 * (nodes - 1) * self.hop[1]
 
 
-H200 = Chip(989e12, 67e12, 4.8e12, 141e9)
-RTX_8000 = Chip(130.5e12, 16.3e12, 0.672e12, 48e9)
-V5P = Chip(459e12, 14e12, 2.765e12, 102e9)
-RTX_3090 = Chip(71e12, 35.6e12, 0.936e12, 24e9)
+H200 = Chip(989e12, 67e12, 4.8e12)
+RTX_8000 = Chip(130.5e12, 16.3e12, 0.672e12)
+V5P = Chip(459e12, 14e12, 2.765e12)
+RTX_3090 = Chip(71e12, 35.6e12, 0.936e12)
 SYSTEMS = {
   "8 H200": System(H200, 8, 8, 8, 450e9, 0, (3e-6, 0)),
   "64 H200, 400 Gb/s a GPU": System(H200, 64, 8, 8, 450e9, 50e9, (3e-6, 10e-6)),

@@ -28,7 +28,6 @@ from convmixer_jax.errors import UserError
 from convmixer_jax.native import xla_cache
 from convmixer_jax.optim.schedules import make_schedule
 from convmixer_jax.parallel import sharding
-from convmixer_jax.results import page as report
 from convmixer_jax.results.history import History, label, read_history, read_sweep
 from convmixer_jax.training.evaluate import Evaluator, restore_variables
 
@@ -70,15 +69,15 @@ def draw_run(
 
   Raises:
     UserError: if `workdir` is not that of a run, its model has no such block, or
-      matplotlib is missing.
+      a package of the extra "plot" is missing.
   """
-  figures = _figures()
+  figures, report = _drawings()
   config = _read_config(workdir, block)
   history = read_history(workdir)
   pictures = {"Curves": figures.curves([history])}
   if len(plan := planned(config, history)):
     pictures["Learning rate"] = figures.schedule([history], [plan])
-  answers, notes = "", []
+  mistakes, notes = None, []
   m = config.model
   summary = {
     "model": f"ConvMixer-{m.dim}/{m.depth}, kernel {m.kernel_size}, patch {m.patch_size}, "
@@ -94,7 +93,7 @@ def draw_run(
     pictures |= _draw_weights(figures, variables["params"], f"{history.name}, step {step}", block)
     if with_report:
       evaluator = Evaluator(config, mesh, config.data.eval_split)
-      drawn, answers = _draw_answers(figures, evaluator, variables, step)
+      drawn, mistakes = _draw_answers(figures, report, evaluator, variables, step)
       pictures |= drawn
   except UserError as error:
     notes.append(f"Not all of this report could be made: {error}")
@@ -107,7 +106,7 @@ def draw_run(
       summary=summary,
       pictures={title: figures.to_svg(figure) for title, figure in pictures.items()},
       notes=notes,
-      answers=answers,
+      mistakes=mistakes,
       pixelated=config.data.image_size < 64,
     )
     files.append(_write(workdir / "report.html", page))
@@ -125,9 +124,10 @@ def draw_sweep(
     claimed: see `figures.sweep`.
 
   Raises:
-    UserError: if no run is finished yet, `claimed` names another model, or matplotlib is missing.
+    UserError: if no run is finished yet, `claimed` names another model, or a package
+      of the extra "plot" is missing.
   """
-  figures = _figures()
+  figures, report = _drawings()
   sweep, name = read_sweep(workdir), workdir.absolute().name
   known = [label(point.overrides) for point in sweep.points]
   if unknown := sorted(set(claimed or ()) - set(known)):
@@ -150,9 +150,9 @@ def draw_together(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> list[p
   """Writes curves and learning rates of several runs, laid over each other; returns the files.
 
   Raises:
-    UserError: if a directory is not that of a run, or matplotlib is missing.
+    UserError: if a directory is not that of a run, or a package of the extra "plot" is missing.
   """
-  figures = _figures()
+  figures, _ = _drawings()
   short = [path.absolute().name for path in workdirs]
   names = short if len(set(short)) == len(short) else [str(path) for path in workdirs]
   histories = [read_history(path, name) for path, name in zip(workdirs, names, strict=True)]
@@ -190,9 +190,9 @@ def _draw_weights(
 
 
 def _draw_answers(
-  figures: ModuleType, evaluator: Evaluator, variables: Any, step: int
-) -> tuple[dict[str, Any], str]:
-  """The confusion matrix, unless of many classes, and HTML of the mistakes."""
+  figures: ModuleType, report: ModuleType, evaluator: Evaluator, variables: Any, step: int
+) -> tuple[dict[str, Any], Any]:
+  """The confusion matrix, unless of many classes, and the report's section of the mistakes."""
   predictions = evaluator.predict(variables)
   source = evaluator.batches.source
   names = list(source.class_names)
@@ -203,24 +203,25 @@ def _draw_answers(
     (int(index), image, source.describe(int(number)))
     for index, number, image in zip(chosen, numbers, images, strict=True)
   ]
-  answers = report.answers_html(predictions, names, wrong)
+  mistakes = report.mistakes_of(predictions, names, wrong)
   if len(names) > report.MATRIX_CLASSES:
-    return {}, answers
+    return {}, mistakes
   right = f"{100 * predictions.accuracy():.2f} % of {len(predictions.label_n):,} images are right"
   matrix = predictions.confusion(len(names))
   drawn = figures.confusion(matrix, names, f"Evaluation, step {step}: {right}")
-  return {"Confusion matrix": drawn}, answers
+  return {"Confusion matrix": drawn}, mistakes
 
 
-def _figures() -> ModuleType:
-  """The drawings; imported here, because they alone need matplotlib."""
+def _drawings() -> tuple[ModuleType, ModuleType]:
+  """The figures and the page; imported here, because they alone need matplotlib and jinja2."""
   try:
-    from convmixer_jax.results import figures
+    from convmixer_jax.results import figures, page
   except ModuleNotFoundError as error:
-    if error.name is None or error.name.partition(".")[0] != "matplotlib":
+    package = (error.name or "").partition(".")[0]
+    if package not in ("matplotlib", "jinja2"):
       raise
-    raise UserError("pictures need matplotlib: pip install 'convmixer-jax[plot]'") from None
-  return figures
+    raise UserError(f"pictures need {package}: pip install 'convmixer-jax[plot]'") from None
+  return figures, page
 
 
 def _save(

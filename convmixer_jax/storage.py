@@ -6,7 +6,6 @@ import errno
 import importlib.util
 import os
 import pathlib
-import re
 import shutil
 import tempfile
 from typing import cast
@@ -46,20 +45,34 @@ def is_remote(path: pathlib.Path) -> bool:
 
 
 def check_new(path: pathlib.Path) -> None:
-  """Looks, before any long work, whether a file or directory can be made; makes nothing.
+  """As `check_writable`, of a file or directory that must not exist.
 
   Raises:
-    UserError: if it exists already, or the nearest directory above it cannot be written to.
+    UserError: if it does, or cannot be made.
   """
   if path.exists():
     raise UserError(f"{path} exists already")
-  nearest = next(parent for parent in path.absolute().parents if parent.exists())
-  if not nearest.is_dir():
-    raise UserError(f"{path} cannot be written: {nearest} is no directory")
+  check_writable(path)
+
+
+def check_writable(path: pathlib.Path) -> None:
+  """Looks, before any long work, whether a directory, or what is to be made, can be written to.
+
+  It makes nothing.
+
+  Raises:
+    UserError: if the nearest directory that exists is none, or cannot be written to.
+  """
+  if is_remote(path):
+    return
+  nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
   try:
     tempfile.TemporaryFile(dir=nearest).close()
   except OSError as error:
-    raise UserError(f"{path} cannot be written in {nearest}: {error.strerror}") from None
+    raise UserError(
+      f"{path} cannot be written to ({nearest}: {error.strerror}); name another place, or make it "
+      "writable"
+    ) from None
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:
@@ -68,24 +81,6 @@ def write_whole(path: pathlib.Path, text: str) -> None:
   partial.write_text(text)  # an object store takes it in one piece
   if partial != path:
     partial.replace(path)
-
-
-def check_writable(workdir: pathlib.Path) -> None:
-  """Looks whether the directory can be written to, or made, before any long work; makes nothing.
-
-  Raises:
-    UserError: if it is no directory, or is read-only.
-  """
-  if is_remote(workdir):
-    return
-  nearest = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
-  if not nearest.is_dir():
-    raise UserError(f"--workdir={workdir}: {nearest} is a file; name a directory")
-  if not os.access(nearest, os.W_OK | os.X_OK):
-    raise UserError(
-      f"--workdir={workdir}: {nearest} cannot be written to, it is read-only here; name another "
-      "--workdir, or make it writable"
-    )
 
 
 @contextlib.contextmanager
@@ -98,27 +93,17 @@ def reported(workdir: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except (OSError, ValueError) as error:
-    reason = _reason(error, workdir)
-    if reason is None:
+    # TensorStore's, by way of Orbax, is a ValueError with the system's words in it.
+    why = next((words for words in map(os.strerror, _WRITING) if words in str(error)), None)
+    if why is None:
       raise
+    place = getattr(error, "filename", workdir / "checkpoints") or workdir
     steps = [p for p in (workdir / "checkpoints").glob("*") if p.name.isdecimal()]
     last = max(steps, key=lambda path: int(path.name), default="none, no save was finished")
     raise UserError(
-      f"{reason}{_usage(workdir)}. The last good checkpoint: {last}. Make space there and repeat "
-      "the command: it goes on from that checkpoint"
+      f"{place} cannot be written: {why}{_usage(workdir)}. The last good checkpoint: {last}. Make "
+      "space there and repeat the command: it goes on from that checkpoint"
     ) from error
-
-
-def _reason(error: OSError | ValueError, workdir: pathlib.Path) -> str | None:
-  """Which file could not be written, and why; None if this is no error of writing."""
-  if isinstance(error, OSError):
-    if error.errno not in _WRITING:
-      return None
-    return f"{error.filename or workdir} cannot be written: {error.strerror}"
-  # TensorStore's, by way of Orbax, names files and ends: `: No space left [os_error_code='28']`.
-  why = re.search(r": ([^:\[]+) \[os_error_code", str(error))
-  checkpoint = re.search(r'"([^"]*/checkpoints/\d+)', str(error))
-  return f"{checkpoint[1]} cannot be written: {why[1]}" if why and checkpoint else None
 
 
 def _usage(workdir: pathlib.Path) -> str:

@@ -20,12 +20,16 @@ import sys
 from typing import Any
 
 from absl import flags
+import jax
 from ml_collections import config_dict
 
 from convmixer_jax import cli, storage
 from convmixer_jax import config as config_lib
 from convmixer_jax.errors import UserError
+from convmixer_jax.model import variables
+from convmixer_jax.model.convmixer import ConvMixer
 from convmixer_jax.parallel import lock
+from convmixer_jax.results.history import read_history
 
 Overrides = dict[str, Any]
 
@@ -61,26 +65,26 @@ def _overridden(config: config_dict.ConfigDict, overrides: Overrides) -> config_
 
 
 def parameter_count(config: config_dict.ConfigDict) -> int:
-  """Of the model, by the closed form: convolutions with biases, and BatchNorm's two vectors."""
-  m, channels = config.model, len(config.augment.mean)
-  block = m.kernel_size**2 + m.dim + 6
-  rest = channels * m.patch_size**2 + m.num_classes + 3
-  return m.dim * (m.depth * block + rest) + m.num_classes
+  """Of the model; it takes no device, which the runs are to have."""
+  model = ConvMixer(**variables.identity(config.model))
+  params = variables.shapes(model, len(config.augment.mean))["params"]
+  return sum(x.size for x in jax.tree.leaves(params))
 
 
 def result(config: config_dict.ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
   """What a finished run reached: its last and its best accuracy, its speed, its size."""
-  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-  of = {split: [x for x in lines if x["split"] == split] for split in ("train", "eval", "test")}
-  accuracies = [line["accuracy"] for line in of["eval"]]
+  history = read_history(workdir)
+  _, accuracies = history.series("eval", "accuracy")
+  last, test = history.last("eval"), history.last("test")
+  assert last is not None, workdir
   found = {
     "parameters": parameter_count(config),
-    "step": of["eval"][-1]["step"],
-    "accuracy": accuracies[-1],
+    "step": last["step"],
+    "accuracy": last["accuracy"],
     "best_accuracy": max(accuracies),
-    "images_per_sec": statistics.median(line["images_per_sec"] for line in of["train"]),
+    "images_per_sec": statistics.median(history.series("train", "images_per_sec")[1]),
   }
-  return found | ({"test_accuracy": of["test"][-1]["accuracy"]} if of["test"] else {})
+  return found | ({"test_accuracy": test["accuracy"]} if test else {})
 
 
 def table(rows: Sequence[tuple[Overrides, dict[str, float]]]) -> str:

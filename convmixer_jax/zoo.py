@@ -1,13 +1,14 @@
 """Models by name, with fresh or released weights."""
 
+import logging
 from typing import Any
-
-import jax
-import jax.numpy as jnp
 
 from convmixer_jax.errors import UserError
 from convmixer_jax.model import names
+from convmixer_jax.model import variables as variables_lib
 from convmixer_jax.model.convmixer import ConvMixer
+
+_log = logging.getLogger(__name__)
 
 
 def create_model(
@@ -41,7 +42,7 @@ def create_model(
     overrides["num_classes"] = num_classes
   if not pretrained:
     model = ConvMixer(**{**settings, **overrides})
-    return model, init_variables(model, in_chans, seed)
+    return model, variables_lib.fresh(model, in_chans, seed)
   fixed = {"in_chans": 3, **settings}
   del fixed["num_classes"]
   for key, value in {"in_chans": in_chans, **overrides}.items():
@@ -54,11 +55,31 @@ def create_model(
 
   model, variables = pretrained_lib.load(name)
   if num_classes is not None:
-    model, variables = pretrained_lib.replace_head(model, variables, num_classes, seed)
+    model, variables = replace_head(model, variables, num_classes, seed)
   return model.clone(**overrides), variables
 
 
-def init_variables(model: ConvMixer, in_chans: int, seed: int) -> dict[str, Any]:
-  """Fresh variables of a model, for images of so many channels."""
-  image_bhwc = jnp.zeros((1, model.patch_size, model.patch_size, in_chans))
-  return jax.jit(model.init)(jax.random.key(seed), image_bhwc)
+def replace_head(
+  model: ConvMixer, variables: Any, num_classes: int, seed: int = 0
+) -> tuple[ConvMixer, dict[str, Any]]:
+  """The same with so many classes; where that is another number, the head is drawn at random.
+
+  Args:
+    model: any.
+    variables: its {"params", "batch_stats"}, which are not changed.
+    num_classes: 0 for no head.
+    seed: of the new head.
+  """
+  if num_classes == model.num_classes:
+    return model, variables
+  params = {name: value for name, value in variables["params"].items() if name != "head"}
+  changed = model.clone(num_classes=num_classes)
+  if num_classes:
+    fresh = variables_lib.fresh(changed.clone(depth=0), 3, seed)
+    params["head"] = fresh["params"]["head"]
+  _log.info(
+    "the head for %d classes was left out, %s",
+    model.num_classes,
+    f"that for {num_classes} is fresh" if num_classes else "there is no other",
+  )
+  return changed, {**variables, "params": params}

@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 FAILED_TASK = """
 import asyncio
-from convmixer_jax import command
+from convmixer_jax import cli
 from convmixer_jax.errors import UserError
 
 async def fail():
@@ -30,7 +30,7 @@ def main(argv):
   loop.close()
   raise UserError("the disk is full")
 
-command.run(main)
+cli.run(main)
 """
 
 
@@ -72,7 +72,7 @@ def test_the_help_of_each_command_that_has_it_shows_the_activation(module, monke
 
 DEAF = """
 import hashlib, signal
-from convmixer_jax import command
+from convmixer_jax import cli
 
 def main(argv):
   print("begun", flush=True)
@@ -80,7 +80,7 @@ def main(argv):
 
 # A shell that starts the tests in the background has them ignore it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-command.run(main)
+cli.run(main)
 """
 
 
@@ -106,13 +106,13 @@ def test_a_signal_ends_a_command_in_one_line(signum, work):
 
 
 TALKS = """
-from convmixer_jax import command
+from convmixer_jax import cli
 
 def main(argv):
   for _ in range(100000):
     print("line")
 
-command.run(main)
+cli.run(main)
 """
 
 

@@ -9,7 +9,7 @@ from convmixer_jax import config as config_lib
 from convmixer_jax import convert, pretrained, storage
 from convmixer_jax.errors import UserError
 from convmixer_jax.model.convmixer import ConvMixer
-from convmixer_jax.pretrained import bundle
+from convmixer_jax.pretrained import bundle, safetensors
 from convmixer_jax.pretrained.trained import Preprocessing, TrainedModel
 from convmixer_jax.training.loop import train
 
@@ -48,7 +48,7 @@ def test_a_way_round_all_kinds_changes_no_bit(variables, tmp_path):
   found = bundle.load(tmp_path / "c")
   assert (found.model, found.activation, found.preprocessing) == (MODEL, "relu", NEEDS)
   assert_same_bits(found.variables, variables)
-  names = [pretrained._read(tmp_path / f"{name}.safetensors")[0] for name in ("timm", "authors")]
+  names = [safetensors.read(tmp_path / f"{name}.safetensors")[0] for name in ("timm", "authors")]
   assert "stem.0.weight" in names[0] and "0.weight" in names[1]
 
 
@@ -77,7 +77,7 @@ def test_targets_are_checked_before_anything_is_read(tmp_path, monkeypatch):
   for target, message in (
     ("file", "file exists already"),
     ("a.onnx", "a.onnx ends with .onnx"),
-    ("file/a.safetensors", "a.safetensors cannot be written: .*file is no directory"),
+    ("file/a.safetensors", r"a.safetensors cannot be written to \(.*file: Not a directory\)"),
   ):
     with pytest.raises(UserError, match=message):
       convert.convert("source", tmp_path / target)
@@ -86,7 +86,7 @@ def test_targets_are_checked_before_anything_is_read(tmp_path, monkeypatch):
     raise OSError(30, "Read-only file system")
 
   monkeypatch.setattr(storage.tempfile, "TemporaryFile", read_only)
-  with pytest.raises(UserError, match=r"new/b cannot be written in .*: Read-only file system"):
+  with pytest.raises(UserError, match=r"new/b cannot be written to .*: Read-only file system"):
     convert.convert("source", tmp_path / "new" / "b")
   assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

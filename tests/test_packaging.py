@@ -66,7 +66,11 @@ def test_the_wheel_works_from_an_empty_directory(built, tmp_path):
   (wheel,) = built.glob(f"convmixer_jax-{convmixer_jax.__version__}-*.whl")
   zipfile.ZipFile(wheel).extractall(tmp_path / "site")
   assert {path.name.split("-")[0] for path in (tmp_path / "site").iterdir()} == {"convmixer_jax"}
-  assert (tmp_path / "site" / "convmixer_jax" / "py.typed").exists()
+  for path in (ROOT / "convmixer_jax").rglob(
+    "*"
+  ):  # native code, templates, names, the mark of types
+    if path.is_file() and "__pycache__" not in path.parts:
+      assert (tmp_path / "site" / path.relative_to(ROOT)).exists(), path
   code = """
 import pathlib
 from absl import flags

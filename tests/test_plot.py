@@ -248,11 +248,11 @@ def test_many_classes_have_a_table_of_confusions():
   probability = random.uniform(size=3000)
   names = [f"<class {i}>" for i in range(1000)]
   predictions = Predictions(label, predicted, probability, probability)
-  page = Page(report.answers_html(predictions, names, []))
+  page = Page(report.render("", [report.mistakes_of(predictions, names, [])]))
   rows = np.array(page.cells[3:]).reshape(-1, 3).tolist()
   assert rows == [["<class 7> → <class 12>", "2", "66.7"], ["<class 5> → <class 6>", "1", "33.3"]]
   few = Predictions(label[:30], predicted[:30], probability[:30], probability[:30])
-  assert not Page(report.answers_html(few, names[:20], [])).cells
+  assert not Page(report.render("", [report.mistakes_of(few, names[:20], [])])).cells
 
 
 @pytest.mark.parametrize(
@@ -326,12 +326,13 @@ def test_mistakes_get_one_line(workdir, tmp_path, run_command):
   assert not (workdir / "plots").exists()
 
 
-def test_without_matplotlib_the_command_says_what_to_install(workdir):
-  code = "import sys; sys.modules['matplotlib'] = None; from convmixer_jax import plot; plot.run()"
+@pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
+def test_what_the_command_lacks_it_says_how_to_install(workdir, package):
+  code = f"import sys; sys.modules['{package}'] = None; from convmixer_jax import plot; plot.run()"
   command = [sys.executable, "-c", code, str(workdir)]
   run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
   assert run.returncode == 1
-  assert run.stderr == "error: pictures need matplotlib: pip install 'convmixer-jax[plot]'\n"
+  assert run.stderr == f"error: pictures need {package}: pip install 'convmixer-jax[plot]'\n"
 
 
 def test_a_sweep_without_results(tmp_path):

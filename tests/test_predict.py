@@ -19,7 +19,7 @@ from convmixer_jax.data.datasets import open_source
 from convmixer_jax.errors import UserError
 from convmixer_jax.model.convmixer import ConvMixer
 from convmixer_jax.parallel.sharding import make_mesh
-from convmixer_jax.pretrained import trained
+from convmixer_jax.pretrained import workdir
 from convmixer_jax.pretrained.trained import Preprocessing, TrainedModel, imagenet
 from convmixer_jax.training.evaluate import Evaluator
 from convmixer_jax.training.loop import train
@@ -239,7 +239,7 @@ def test_predictions_are_those_of_the_runs_evaluation_from_every_format(
   if kind == "run":
     source = root / "run"
   elif kind == "a.stablehlo":
-    export.export(pretrained.read(root / "run"), source, "stablehlo")
+    export.export(pretrained.read(root / "run"), source)
   else:
     convert.convert(str(root / "run"), source)
   caplog.clear()
@@ -256,7 +256,7 @@ def test_predictions_are_those_of_the_runs_evaluation_from_every_format(
 
 
 def test_a_computation_takes_no_other_size_or_activation(run_of_digits, tmp_path):
-  export.export(pretrained.read(run_of_digits[0] / "run"), tmp_path / "a.stablehlo", "stablehlo")
+  export.export(pretrained.read(run_of_digits[0] / "run"), tmp_path / "a.stablehlo")
   for activation, size in (("relu", None), (None, 16)):
     with pytest.raises(UserError, match="is a computation, for images of 8 pixels: leave"):
       predict._open(str(tmp_path / "a.stablehlo"), activation, size)
@@ -309,17 +309,17 @@ def test_mistakes_of_the_command_line_are_one_line(tmp_path):
 def test_names_of_a_run(configs, tmp_path, caplog):
   config = config_lib.read(configs / "digits.py")
   class_names.write(tmp_path, ["n01443537", "été"])
-  assert trained.preprocessing_of(config, tmp_path).class_names == ("goldfish", "été")
+  assert workdir.preprocessing_of(config, tmp_path).class_names == ("goldfish", "été")
   (tmp_path / "class_names.json").write_text("[")
   with pytest.raises(UserError, match=r"class_names.json is damaged: .* writes it again"):
-    trained.preprocessing_of(config, tmp_path)
+    workdir.preprocessing_of(config, tmp_path)
   (tmp_path / "class_names.json").unlink()  # as in runs that did not write it
-  assert trained.preprocessing_of(config, tmp_path).class_names == tuple("0123456789")
+  assert workdir.preprocessing_of(config, tmp_path).class_names == tuple("0123456789")
   config.data.update(dataset="folder", data_dir="/nowhere")
-  assert trained.preprocessing_of(config, tmp_path).class_names is None
+  assert workdir.preprocessing_of(config, tmp_path).class_names is None
   assert "names of the classes are not known, because data are missing" in caplog.text
   config.data.dataset = "imagenet2012"
-  assert trained.preprocessing_of(config, tmp_path).class_names[1] == "goldfish"
+  assert workdir.preprocessing_of(config, tmp_path).class_names[1] == "goldfish"
 
 
 @pytest.mark.parametrize(
@@ -330,4 +330,4 @@ def test_the_crop_of_a_run_is_that_of_its_evaluation(configs, tmp_path, crop, ca
   """Images in a cache have one size, and are evaluated whole."""
   config = config_lib.read(configs / "digits.py")
   config.data.update(crop=crop, cache=cache, eval_crop_fraction=0.875)
-  assert trained.preprocessing_of(config, tmp_path).crop_fraction == fraction
+  assert workdir.preprocessing_of(config, tmp_path).crop_fraction == fraction

@@ -304,7 +304,7 @@ def killed(self, split, classes):
   yield "a/0.jpg", {{"image": split / "a/0.jpg", "label": "a", "file_name": "a/0.jpg"}}
   os.kill(os.getpid(), signal.SIGKILL)
 
-prepare.ImageFolder._generate_examples = killed
+builders.ImageFolder._generate_examples = killed
 prepare.prepare("folder", name="mine", data_dir="{tmp_path}", manual_dir="{photos}")
 """
   result = subprocess.run([sys.executable, "-c", script], capture_output=True)

@@ -79,9 +79,9 @@ def test_wrong_names_and_overrides_are_refused():
     create_model(SMALL, kernel=3)
 
 
-# What the project, but neither JAX nor Flax, depends on.
+# What the project, but neither JAX nor Flax, depends on. Safetensors is for files alone.
 NOT_NEEDED = """
-  PIL array_record grain huggingface_hub ml_collections safetensors simplejpeg sklearn
+  PIL array_record grain huggingface_hub ml_collections simplejpeg sklearn
   tensorboardX tensorflow tensorflow_datasets torch tqdm
 """
 
@@ -95,6 +95,7 @@ import jax.numpy as jnp
 import convmixer_jax
 model, variables = convmixer_jax.create_model("{SMALL}", num_classes=3, depth=1)
 assert model.apply(variables, jnp.zeros((2, 4, 4, 3))).shape == (2, 3)
+assert "safetensors" not in sys.modules
 from convmixer_jax import pretrained
 for ending in ("pth", "safetensors"):
   model, variables = pretrained.load(f"tests/golden/pretrained_gelu_odd.{{ending}}")

@@ -1,4 +1,4 @@
-"""Depthwise convolution for CPU in C++: `native/depthwise.cc`, called by XLA's foreign function interface.
+"""Depthwise convolution for CPU in C++, `native/depthwise.cc`, as an FFI target of XLA.
 
 Nothing is compiled at installation. The machine's C++ compiler ($CXX, or else c++) makes the
 library when the first computation is traced, and leaves it in $XDG_CACHE_HOME/convmixer_jax

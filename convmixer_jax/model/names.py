@@ -4,6 +4,8 @@ import difflib
 from typing import Any
 
 from convmixer_jax.errors import UserError
+from convmixer_jax.model.convmixer import ConvMixer
+from convmixer_jax.model.variables import SIZES
 
 # Of the released models, whose names are timm's: dim, depth, kernel and patch, and the activation
 # (timm's `convmixer.py`; 768/32 was trained with ReLU, see the authors' README).
@@ -55,8 +57,8 @@ def settings_of_models() -> dict[str, dict[str, Any]]:
 def _settings(
   dim: int, depth: int, kernel: int, patch: int, activation: str, *, num_classes: int
 ) -> dict[str, Any]:
-  sizes = {"dim": dim, "depth": depth, "kernel_size": kernel, "patch_size": patch}
-  return {**sizes, "num_classes": num_classes, "activation": activation}
+  sizes = zip(SIZES, (dim, depth, kernel, patch), strict=True)
+  return {**dict(sizes), "num_classes": num_classes, "activation": activation}
 
 
 def list_models() -> list[str]:
@@ -87,14 +89,14 @@ def nearest(name: str) -> str:
   return f"did you mean {' or '.join(found)}?" if found else f"there are {', '.join(list_models())}"
 
 
-def named_in(file_name: str, sizes: dict[str, int]) -> str | None:
+def named_in(file_name: str, model: ConvMixer) -> str | None:
   """The model that a file's name tells, if its weights have that model's sizes.
 
   Args:
     file_name: such as "convmixer_768_32_ks7_p7_relu.pth.tar".
-    sizes: "dim", "depth", "kernel_size" and "patch_size" of the weights.
+    model: that of the weights.
   """
   for name, settings in settings_of_models().items():
-    if name in file_name and all(settings[key] == value for key, value in sizes.items()):
+    if name in file_name and all(settings[key] == getattr(model, key) for key in SIZES):
       return name
   return None

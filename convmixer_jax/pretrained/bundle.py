@@ -17,19 +17,11 @@ from orbax.checkpoint import args as ocp_args
 from orbax.checkpoint import checkpoint_utils, checkpointers
 
 from convmixer_jax.errors import UserError
+from convmixer_jax.model import variables
 from convmixer_jax.model.convmixer import ConvMixer
 from convmixer_jax.pretrained.trained import Preprocessing, TrainedModel
 
 _PREPROCESSING = "pretrained_cfg"
-# The attributes that decide what the model computes; the others are about training or speed.
-_ATTRIBUTES = (
-  "dim",
-  "depth",
-  "kernel_size",
-  "patch_size",
-  "num_classes",
-  "norm_epsilon",
-)
 
 
 def is_bundle(path: pathlib.Path) -> bool:
@@ -50,10 +42,9 @@ def save(path: pathlib.Path, trained: TrainedModel) -> None:
   with checkpointers.PyTreeCheckpointer() as checkpointer:
     checkpointer.save((path / "arrays").absolute(), jax.tree.map(jnp.asarray, tree))
   model = trained.model
-  attributes = {name: getattr(model, name) for name in _ATTRIBUTES}
-  attributes["in_chans"] = int(trained.channels)
-  if trained.activation is not None:
-    attributes["activation"] = trained.activation
+  attributes = {**variables.identity(model), "in_chans": int(trained.channels)}
+  if trained.activation is None:  # the model's is only assumed
+    del attributes["activation"]
   if trained.preprocessing is not None:
     attributes[_PREPROCESSING] = trained.preprocessing.to_dict(model.num_classes)
   (path / "model.json").write_text(json.dumps(attributes, indent=2) + "\n")
@@ -72,18 +63,16 @@ def load(path: pathlib.Path) -> TrainedModel:
     model = ConvMixer(**attributes)
     if preprocessing is not None:
       preprocessing = Preprocessing.from_dict(preprocessing, model.num_classes, channels)
-    image = jax.ShapeDtypeStruct((1, model.patch_size, model.patch_size, channels), jnp.float32)
-    like = jax.eval_shape(model.init, jax.random.key(0), image)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
+    like = variables.shapes(model, channels, here)
     restore = ocp_args.PyTreeRestore(like, checkpoint_utils.construct_restore_args(like))
     with checkpointers.PyTreeCheckpointer() as checkpointer:
       # Looked at first: a read that fails midway leaves Orbax's other reads lying about.
       there = checkpointer.metadata((path / "arrays").absolute()).item_metadata.tree
       if _shapes(there) != _shapes(like):
         raise ValueError("the arrays are not those of the model in model.json")
-      variables = checkpointer.restore((path / "arrays").absolute(), args=restore)
-    return TrainedModel(model, variables, attributes.get("activation"), preprocessing)
+      found = checkpointer.restore((path / "arrays").absolute(), args=restore)
+    return TrainedModel(model, found, attributes.get("activation"), preprocessing)
   except Exception as error:  # whatever the many readers below Orbax raise
     reason = str(error).partition("\n")[0]
     raise UserError(f"{path} cannot be read: {type(error).__name__}: {reason}") from None

@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from convmixer_jax.errors import UserError
+from convmixer_jax.model import variables as variables_lib
 from convmixer_jax.model.convmixer import ConvMixer
 
 LAYOUTS = ("timm", "sequential")
@@ -181,9 +182,7 @@ def _sizes(arrays: Mapping[str, np.ndarray], layout: str) -> tuple[dict[str, Any
 
 def _shapes(model: ConvMixer, in_chans: int) -> dict[str, jax.ShapeDtypeStruct]:
   """Of each of the model's variables, by its path."""
-  image_bhwc = jax.ShapeDtypeStruct((1, model.patch_size, model.patch_size, in_chans), "float32")
-  like = jax.eval_shape(model.init, jax.random.key(0), image_bhwc)
-  return traverse_util.flatten_dict(like, sep="/")
+  return traverse_util.flatten_dict(variables_lib.shapes(model, in_chans), sep="/")
 
 
 def _key(path: str, modules: Mapping[str, str]) -> str:

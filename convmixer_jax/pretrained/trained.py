@@ -2,19 +2,11 @@
 
 from collections.abc import Mapping
 import dataclasses
-import logging
 import math
-import pathlib
 from typing import Any
 
-from ml_collections import config_dict
-
 from convmixer_jax.data import class_names
-from convmixer_jax.data.datasets import open_source
-from convmixer_jax.errors import UserError
 from convmixer_jax.model.convmixer import ConvMixer
-
-_log = logging.getLogger(__name__)
 
 # timm's names of the one way in which this project shows images to a trained model.
 _FIXED = {"interpolation": "bicubic", "crop_mode": "center"}
@@ -87,33 +79,6 @@ class Preprocessing:
           f" and the one way to preprocess that there is: {_FIXED}"
         )
     return cls(height, mean, std, fraction, names)
-
-
-def preprocessing_of(config: config_dict.ConfigDict, workdir: pathlib.Path) -> Preprocessing:
-  """How the evaluation of a run preprocesses images, and what the classes of its data are called.
-
-  Args:
-    config: the run's, see `config.base`.
-    workdir: has the names; of a run that did not write them they are those of the data, or
-      unknown, with a warning, if these are not on this machine.
-
-  Raises:
-    UserError: if the names are there but damaged.
-  """
-  c, names = config.data, class_names.read(workdir)
-  if names is None and c.dataset == "imagenet2012":
-    names = tuple(class_names.imagenet().values())
-  elif names is None:
-    try:
-      source = open_source(c.dataset, c.eval_split, c.data_dir)
-      names = tuple(class_names.readable(source.class_names))
-    except UserError as error:
-      _log.warning("the names of the classes are not known, because data are missing: %s", error)
-  # Without a crop all images of the run have one size; others are resized as a whole.
-  is_cropped = c.crop == "random_resized" and c.cache == "none"
-  fraction = c.eval_crop_fraction if is_cropped else 1.0
-  mean, std = tuple(config.augment.mean), tuple(config.augment.std)
-  return Preprocessing(c.image_size, mean, std, fraction, names)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,15 +1,16 @@
-"""A run on one page of HTML, which needs no other file and loads nothing."""
+"""A run on one page of HTML, `page.html.jinja`, which needs no other file and loads nothing."""
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
-import html
+from collections.abc import Mapping, Sequence
+import dataclasses
+import importlib.resources
 import io
 import json
 import math
 import statistics
-import string
 from typing import Any
 
+import jinja2
 import numpy as np
 import PIL.Image
 
@@ -18,48 +19,54 @@ from convmixer_jax.results.predictions import Predictions
 
 # With more classes than these, a table of confused pairs takes the place of the matrix.
 MATRIX_CLASSES = 20
+_CAPTIONS = {
+  "Curves": "Training: averages since the point before, on augmented images, with the statistics "
+  "of each batch. Evaluation: the whole split, as it is, with the running statistics.",
+  "Depthwise kernels": "What a channel looks at around each position, block by block.",
+  "Patch embedding": "What a channel looks for in a patch of the image.",
+  "Confusion matrix": "Number of images in each cell; right answers are on the diagonal.",
+}
 
-_PAGE = string.Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>$title</title>
-<style>
-:root { color-scheme: light dark; --line: #8886; --soft: #8882; }
-body { font: 1rem/1.5 system-ui, sans-serif; max-width: 64rem; margin: 0 auto; padding: 1rem; }
-h1, h2 { line-height: 1.2; }
-h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
-nav a { margin-right: 1rem; white-space: nowrap; }
-figure { margin: 1rem 0; }
-figure > img { max-width: 100%; height: auto; background: white; padding: .5rem;
-  border-radius: .5rem; box-sizing: border-box; }
-figcaption, .note { font-size: .9rem; opacity: .85; }
-.note { background: var(--soft); padding: .5rem 1rem; border-radius: .5rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-caption { text-align: left; font-size: .9rem; opacity: .85; padding-bottom: .5rem; }
-th, td { padding: .2rem .8rem; text-align: left; border-bottom: 1px solid var(--line); }
-tbody th { font-weight: normal; }
-.numbers th:not(:first-child), .numbers td { text-align: right; }
-.mistakes { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: 1rem; }
-.mistakes figure { margin: 0; }
-.mistakes img { width: 8rem; padding: 0; border-radius: 0; image-rendering: $rendering; }
-</style>
-</head>
-<body>
-<header>
-<h1>$title</h1>
-<nav>$links</nav>
-</header>
-<main>
-$sections
-</main>
-</body>
-</html>
-""")
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """Rows whose first cell names them; `kind` is "numbers" if the others are such, or "words"."""
+
+  head: Sequence[str]
+  rows: Sequence[Sequence[Any]]
+  caption: str = ""
+  kind: str = "numbers"
+
+
+@dataclasses.dataclass(frozen=True)
+class Mistake:
+  """An image as PNG, and ("predicted" or "true", class, probability)."""
+
+  png: bytes
+  described: str
+  classes: Sequence[tuple[str, str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+  """What stands below one title, in this order; `picture` is SVG."""
+
+  title: str
+  table: Table | None = None
+  notes: Sequence[str] = ()
+  text: str = ""
+  picture: bytes = b""
+  mistakes: Sequence[Mistake] = ()
+
+  @property
+  def id(self) -> str:
+    """For links."""
+    return self.title.lower().replace(" ", "-")
+
+  @property
+  def caption(self) -> str:
+    """Of the picture."""
+    return _CAPTIONS.get(self.title, "")
 
 
 def run_report(
@@ -69,7 +76,7 @@ def run_report(
   summary: Mapping[str, str],
   pictures: Mapping[str, bytes],
   notes: Sequence[str] = (),
-  answers: str = "",
+  mistakes: Section | None = None,
   pixelated: bool = False,
 ) -> str:
   """The page of one run.
@@ -80,21 +87,18 @@ def run_report(
     summary: what comes first, by name.
     pictures: SVG files by the title of their section.
     notes: what is missing, and why.
-    answers: HTML of `answers_html`, if the run could be evaluated.
+    mistakes: of `mistakes_of`, if the run could be evaluated.
     pixelated: whether the images in it are small, and show their pixels.
   """
-  sections = {
-    "Summary": _summary(summary) + "".join(f'<p class="note">{_text(note)}</p>' for note in notes),
-    "Results": _results(history),
-    **{title: _picture(svg, title, _CAPTIONS.get(title, "")) for title, svg in pictures.items()},
-    **({"Mistakes": answers} if answers else {}),
-    "Config": _table(
-      ["setting", "value"],
-      [[f"config.{key}", json.dumps(value)] for key, value in config.items()],
-      kind="words",
-    ),
-  }
-  return _page(f"ConvMixer: {history.name}", sections, pixelated)
+  settings = [[f"config.{key}", json.dumps(value)] for key, value in config.items()]
+  sections = [
+    Section("Summary", Table((), list(summary.items()), kind="words"), notes),
+    _results(history),
+    *(Section(title, picture=svg) for title, svg in pictures.items()),
+    *([mistakes] if mistakes else []),
+    Section("Config", Table(["setting", "value"], settings, kind="words")),
+  ]
+  return render(f"ConvMixer: {history.name}", sections, pixelated)
 
 
 def sweep_report(name: str, sweep: Sweep, pictures: Mapping[str, bytes]) -> str:
@@ -112,15 +116,15 @@ def sweep_report(name: str, sweep: Sweep, pictures: Mapping[str, bytes]) -> str:
     for point in sweep.points
   ]
   head = [*keys, "runs", "parameters", f"accuracy, {split} [%]", "relative time per epoch"]
-  sections = {title: _picture(svg, title, "") for title, svg in pictures.items()}
-  return _page(f"Sweep: {name}", {**sections, "Results": _table(head, rows)})
+  sections = [Section(title, picture=svg) for title, svg in pictures.items()]
+  return render(f"Sweep: {name}", [*sections, Section("Results", Table(head, rows))])
 
 
-def answers_html(
+def mistakes_of(
   predictions: Predictions,
   class_names: Sequence[str],
   wrong: Sequence[tuple[int, np.ndarray, str]],
-) -> str:
+) -> Section:
   """The most frequent confusions of many classes, and the most confidently wrong images.
 
   Args:
@@ -128,7 +132,7 @@ def answers_html(
     class_names: of its labels.
     wrong: number, uint8 [h, w, c] and description of each image, the most confident first.
   """
-  table = ""
+  table = None
   if len(class_names) > MATRIX_CLASSES:
     totals = np.bincount(predictions.label_n, minlength=len(class_names))
     rows = [
@@ -136,56 +140,36 @@ def answers_html(
       for true, other, times in predictions.confused_pairs(MATRIX_CLASSES)
     ]
     head = ["true → predicted class", "images", "of the true class [%]"]
-    table = _table(head, rows, f"The most frequent confusions of {len(class_names)} classes")
-  mistakes = "".join(
-    f'<figure><img alt="{_text(described)}" src="{_png(image)}"><figcaption>'
-    f"predicted: <strong>{_text(class_names[predictions.predicted_n[index]])}</strong>, "
-    f"{_percent(predictions.probability_n[index])}<br>"
-    f"true: <strong>{_text(class_names[predictions.label_n[index]])}</strong>, "
-    f"{_percent(predictions.true_probability_n[index])}<br>{_text(described)}</figcaption></figure>"
-    for index, image, described in wrong
-  )
-  count = int((predictions.label_n != predictions.predicted_n).sum())
-  told = (
-    f"{count:,} of {len(predictions.label_n):,} images are wrong. Below: the {len(wrong)} with the "
+    caption = f"The most frequent confusions of {len(class_names)} classes"
+    table = Table(head, rows, caption)
+  p = predictions
+  mistakes = []
+  for index, image, described in wrong:
+    predicted = "predicted", class_names[p.predicted_n[index]], p.probability_n[index]
+    true = "true", class_names[p.label_n[index]], p.true_probability_n[index]
+    mistakes.append(Mistake(_png(image), described, [predicted, true]))
+  count = int((p.label_n != p.predicted_n).sum())
+  text = (
+    f"{count:,} of {len(p.label_n):,} images are wrong. Below: the {len(wrong)} with the "
     "highest probability of a wrong class, that first."
     if count
-    else f"None of the {len(predictions.label_n):,} images is wrong."
+    else f"None of the {len(p.label_n):,} images is wrong."
   )
-  return f'{table}<p>{told}</p><div class="mistakes">{mistakes}</div>'
+  return Section("Mistakes", table, text=text, mistakes=mistakes)
 
 
-_CAPTIONS = {
-  "Curves": "Training: averages since the point before, on augmented images, with the statistics "
-  "of each batch. Evaluation: the whole split, as it is, with the running statistics.",
-  "Depthwise kernels": "What a channel looks at around each position, block by block.",
-  "Patch embedding": "What a channel looks for in a patch of the image.",
-  "Confusion matrix": "Number of images in each cell; right answers are on the diagonal.",
-}
-
-
-def _page(title: str, sections: Mapping[str, str], pixelated: bool = False) -> str:
-  ids = {name: name.lower().replace(" ", "-") for name in sections}
-  return _PAGE.substitute(
-    title=_text(title),
-    rendering="pixelated" if pixelated else "auto",
-    links=" ".join(f'<a href="#{ids[name]}">{_text(name)}</a>' for name in sections),
-    sections="\n".join(
-      f'<section id="{ids[name]}">\n<h2>{_text(name)}</h2>\n{body}\n</section>'
-      for name, body in sections.items()
-    ),
+def render(title: str, sections: Sequence[Section], pixelated: bool = False) -> str:
+  """The page with these sections, and links to them."""
+  environment = jinja2.Environment(
+    autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
   )
+  environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
+  source = importlib.resources.files("convmixer_jax.results") / "page.html.jinja"
+  template = environment.from_string(source.read_text("utf-8"))
+  return template.render(title=title, sections=sections, pixelated=pixelated)
 
 
-def _summary(summary: Mapping[str, str]) -> str:
-  rows = "".join(
-    f'<tr><th scope="row">{_text(name)}</th><td>{_text(value)}</td></tr>'
-    for name, value in summary.items()
-  )
-  return f"<table><tbody>{rows}</tbody></table>"
-
-
-def _results(history: History) -> str:
+def _results(history: History) -> Section:
   rows = []
   for split, name in SPLITS.items():
     if last := history.last(split):
@@ -195,49 +179,17 @@ def _results(history: History) -> str:
       numbers = [last["step"], f"{last['epoch']:g}", f"{last['loss']:.4f}"]
       rows.append([name, *numbers, *(f"{100 * x:.2f}" for x in accuracies)])
   if not rows:
-    return "<p>Nothing is recorded yet.</p>"
+    return Section("Results", text="Nothing is recorded yet.")
   head = ["", "last step", "epoch", "loss [nats]", "accuracy [%]", "best accuracy [%]"]
   head += ["top-5 accuracy [%]"] * (max(map(len, rows)) > len(head))
   rates = history.series("train", "images_per_sec")[1]
-  rate = f"<p>{statistics.median(rates):,.0f} images per second in training (median).</p>"
-  return _table(head, rows) + (rate if rates else "")
+  rate = f"{statistics.median(rates):,.0f} images per second in training (median)." if rates else ""
+  return Section("Results", Table(head, rows), text=rate)
 
 
-def _table(
-  head: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = "", kind: str = "numbers"
-) -> str:
-  """The first column names the row; `kind` is "numbers" if the others are such, or "words"."""
-  body = "".join(
-    f'<tr><th scope="row">{_text(str(first))}</th>'
-    f"{''.join(f'<td>{_text(str(cell))}</td>' for cell in rest)}</tr>"
-    for first, *rest in rows
-  )
-  top = "".join(f'<th scope="col">{_text(name)}</th>' for name in head)
-  told = f"<caption>{_text(caption)}</caption>" if caption else ""
-  return (
-    f'<div class="scroll"><table class="{kind}">{told}<thead><tr>{top}</tr></thead>'
-    f"<tbody>{body}</tbody></table></div>"
-  )
-
-
-def _picture(svg: bytes, alt: str, caption: str) -> str:
-  # An image of its own, for the names inside several SVG files would clash in one page.
-  source = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
-  told = f"<figcaption>{_text(caption)}</figcaption>" if caption else ""
-  return f'<figure><img alt="{_text(alt)}" src="{source}">{told}</figure>'
-
-
-def _png(image_hwc: np.ndarray) -> str:
+def _png(image_hwc: np.ndarray) -> bytes:
   file = io.BytesIO()
   PIL.Image.fromarray(image_hwc[..., 0] if image_hwc.shape[-1] == 1 else image_hwc).save(
     file, "PNG"
   )
-  return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _percent(probability: float) -> str:
-  return f"{100 * probability:.1f}\N{NO-BREAK SPACE}%"
-
-
-def _text(text: str) -> str:
-  return html.escape(text)
+  return file.getvalue()

@@ -1,4 +1,4 @@
-"""A run's metrics: `metrics.jsonl`, TensorBoard events, lines and a bar on the terminal."""
+"""A run's metrics: `metrics.jsonl`, TensorBoard events, and the same for the terminal."""
 
 from collections.abc import Callable
 import contextlib
@@ -6,7 +6,6 @@ import json
 import math
 import os
 import pathlib
-import sys
 import tempfile
 import time
 from typing import Any
@@ -14,11 +13,11 @@ from typing import Any
 import jax
 from tensorboardX import event_file_writer, summary
 from tensorboardX.proto import event_pb2
-import tqdm
 
 from convmixer_jax import cli, storage
 from convmixer_jax.parallel import processes
 from convmixer_jax.results.history import read_lines
+from convmixer_jax.results.progress import Progress
 
 
 class Writer:
@@ -54,9 +53,7 @@ class Writer:
     kept = [line for line in read_lines(workdir / "metrics.jsonl") if line["step"] <= first_step]
     self._written = {(line["split"], line["step"]) for line in kept}
     path = self._directory / "metrics.jsonl"
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    partial.replace(path)
+    storage.write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
     self._jsonl = path.open("a", buffering=1)  # each line reaches the file when it is written
     # Not tensorboardX's `SummaryWriter`: its queue blocks for ever once the disk was full.
     self._events = event_file_writer.EventsWriter(
@@ -64,24 +61,15 @@ class Writer:
     )
     resumed = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     self._add_event(first_step + 1, session_log=resumed)  # later steps were taken in vain
-    self._total_steps, self._batch_size = total_steps, batch_size
     self._accuracies = {x["step"]: x["accuracy"] for x in kept if x["split"] == "eval"}
-    self._steps = 0
-    self._bar = tqdm.tqdm(
-      total=total_steps * batch_size,
-      initial=first_step * batch_size,
-      unit=" images",
-      unit_scale=True,
-      disable=not cli.is_terminal(sys.stderr),
-      dynamic_ncols=True,
-    )
+    self._progress = Progress(first_step, total_steps, batch_size)
 
   def __enter__(self) -> "Writer":
     return self
 
   def __exit__(self, *error) -> None:
     if self._active:
-      self._bar.close()
+      self._progress.close()
       for file in (self._events, self._jsonl):
         with contextlib.suppress(OSError):  # a full disk, which the first write has told of
           file.close()
@@ -121,13 +109,7 @@ class Writer:
     self._events.flush()
     if split == "eval":
       self._accuracies[step] = values.get("accuracy", math.nan)
-    numbers = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
-    text = f"step {step}/{self._total_steps}  epoch {epoch:.2f}  {split}  {numbers}"
-    if not cli.is_terminal(sys.stdout):  # else there is a bar
-      now = time.strftime("%Y-%m-%d %H:%M:%S")
-      seconds = self._seconds_left(step)
-      text = f"{now}  {text}" + f"  eta {tqdm.tqdm.format_interval(seconds)}" * (seconds > 0)
-    cli.print_line(text)
+    self._progress.print(step, epoch, split, values)
 
   def say(self, text: str) -> None:
     """A line for the user alone."""
@@ -138,28 +120,10 @@ class Writer:
     """The accuracy of the evaluation at this step, if there was one; process 0 alone knows."""
     return self._accuracies.get(step) if self._active and step is not None else None
 
-  def _seconds_left(self, step: int) -> float:
-    """At the pace since the first step ended: that one is mostly compilation."""
-    if self._steps < 2:
-      return 0
-    pace = (time.monotonic() - self._first_end) / (self._steps - 1)
-    return pace * max(self._total_steps - step, 0)
-
   def _add_event(self, step: int, **content: Any) -> None:
     self._events.write_event(event_pb2.Event(wall_time=time.time(), step=step, **content))
 
   def advance(self) -> None:
-    """Moves the progress bar by one step."""
+    """One step is done."""
     if self._active:
-      self._steps += 1
-      if self._steps == 1:
-        self._first_end = time.monotonic()
-        self._bar.unpause()
-      self._bar.update(self._batch_size)
-
-
-def _short(value: float) -> str:
-  """Four digits, or all that stand before the point; an exponent only for what is really large."""
-  if isinstance(value, int):
-    return str(value)
-  return format(value, ".0f" if 1e3 <= abs(value) < 1e9 else ".4g")
+      self._progress.advance()

@@ -15,6 +15,7 @@ from convmixer_jax import augment
 from convmixer_jax import config as config_lib
 from convmixer_jax.checkpoint import manager
 from convmixer_jax.model.convmixer import ConvMixer
+from convmixer_jax.model.variables import shapes
 from convmixer_jax.parallel import sharding
 from convmixer_jax.results.predictions import Predictions
 from convmixer_jax.training import build, compiling, init_from, metrics
@@ -150,11 +151,8 @@ def restore_variables(
   Raises:
     UserError: if there is no such checkpoint.
   """
-  size, channels = config.data.image_size, len(config.augment.mean)
-  image_bhwc = jax.ShapeDtypeStruct((1, size, size, channels), "float32")
-  like = jax.eval_shape(make_model(config, mesh).init, jax.random.key(0), image_bhwc)
-  everywhere = sharding.replicated(mesh)
-  return manager.restore(workdir, jax.tree.map(lambda x: x.update(sharding=everywhere), like), step)
+  model, channels = make_model(config, mesh), len(config.augment.mean)
+  return manager.restore(workdir, shapes(model, channels, sharding.replicated(mesh)), step)
 
 
 def evaluate_checkpoint(

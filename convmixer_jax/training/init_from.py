@@ -13,15 +13,13 @@ from convmixer_jax.checkpoint.state import TrainState
 from convmixer_jax.data import class_names
 from convmixer_jax.data.datasets import open_source
 from convmixer_jax.errors import UserError
+from convmixer_jax.model.variables import SIZES
 from convmixer_jax.parallel import sharding
 from convmixer_jax.pretrained.trained import Preprocessing
 
 _log = logging.getLogger(__name__)
 
 Variables = dict[str, Any]
-
-# What has to be the same for the weights to mean the same.
-_ATTRIBUTES = ("dim", "depth", "kernel_size", "patch_size", "norm_epsilon")
 
 
 def read(config: config_dict.ConfigDict, with_head: bool = False) -> Variables:
@@ -40,8 +38,9 @@ def read(config: config_dict.ConfigDict, with_head: bool = False) -> Variables:
   source = config.init_from
   weights = pretrained.told(source)
   model, variables = weights.model, weights.variables
-  found = {
-    f"config.model.{name}": (config.model[name], getattr(model, name)) for name in _ATTRIBUTES
+  found = {  # what has to be the same for the weights to mean the same
+    f"config.model.{name}": (config.model[name], getattr(model, name))
+    for name in (*SIZES, "norm_epsilon")
   }
   activation = config.model.activation
   found["config.model.activation"] = (activation, weights.activation or activation)

@@ -148,7 +148,7 @@ def test_hidden_files_are_no_images(tmp_path):
 
 def test_tfds_data_dir_is_read_without_tensorflow(tfds_dir):
   code = (
-    "import sys; from convmixer_jax.source import open_source;"
+    "import sys; from convmixer_jax.data.datasets import open_source;"
     "print(len(open_source('ants_and_bees', 'test')), 'tensorflow' in sys.modules)"
   )
   environment = {"TFDS_DATA_DIR": str(tfds_dir), "PATH": "/usr/bin:/bin"}

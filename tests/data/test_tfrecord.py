@@ -151,7 +151,8 @@ def test_a_killed_conversion_goes_on_when_it_is_repeated(as_tfrecord, tfds_dir):
   root = as_tfrecord.parents[1]
   script = f"""
 import os, signal
-from convmixer_jax import prepare, tfrecord
+from convmixer_jax import prepare
+from convmixer_jax.data import tfrecord
 
 def killed(path, records=tfrecord.records):
   for number, record in enumerate(records(path)):

@@ -3,14 +3,11 @@ import pathlib
 import shutil
 import subprocess
 import sys
-import tomllib
 
 import pytest
 
 from convmixer_jax.native import compiler
 from convmixer_jax.native.compiler import CompilerError, cache_directory, library
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +42,7 @@ def test_two_processes_at_once_leave_one_whole_library(tmp_path):
   source = tmp_path / "answer.cc"
   source.write_text('extern "C" int answer() { return 42; }')
   code = (
-    "import ctypes, pathlib, sys; from convmixer_jax.compiled import library; "
+    "import ctypes, pathlib, sys; from convmixer_jax.native.compiler import library; "
     "print(ctypes.CDLL(str(library(pathlib.Path(sys.argv[1])))).answer())"
   )
   command = [sys.executable, "-c", code, str(source)]
@@ -53,16 +50,6 @@ def test_two_processes_at_once_leave_one_whole_library(tmp_path):
   assert [process.communicate()[0] for process in both] == ["42\n", "42\n"]
   (made,) = (tmp_path / "cache" / "convmixer_jax").iterdir()
   assert made.suffix == ".so"
-
-
-def test_every_source_is_installed_with_the_package():
-  settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-  assert settings["package-data"] == {"*": ["*.cc", "*.txt", "py.typed"]}
-  sources = list((ROOT / "convmixer_jax").rglob("*.cc"))
-  assert {path.parent for path in sources} <= {
-    ROOT / package.replace(".", "/") for package in settings["packages"]
-  }
-  assert len(sources) == 2
 
 
 def test_errors_say_what_was_tried(tmp_path, monkeypatch):
@@ -101,7 +88,7 @@ def test_what_was_made_for_a_process_goes_with_it(tmp_path, no_cache):
   source = tmp_path / "answer.cc"
   source.write_text('extern "C" int answer() { return 42; }')
   code = (
-    "import pathlib, sys; from convmixer_jax.compiled import library; "
+    "import pathlib, sys; from convmixer_jax.native.compiler import library; "
     "path = library(pathlib.Path(sys.argv[1])); print(path, path.exists())"
   )
   command = [sys.executable, "-c", code, str(source)]

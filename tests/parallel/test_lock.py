@@ -20,7 +20,7 @@ from convmixer_jax.parallel import lock
 ROOT = pathlib.Path(__file__).parents[2]
 HOLDER = """
 import os, pathlib, subprocess, sys, time
-from convmixer_jax import lock
+from convmixer_jax.parallel import lock
 
 with lock.one_writer(pathlib.Path(sys.argv[1])):
   if os.fork() == 0:

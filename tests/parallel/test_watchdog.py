@@ -6,7 +6,7 @@ import time
 ROOT = pathlib.Path(__file__).parents[2]
 HANGS = """
 import time
-from convmixer_jax.watchdog import Watchdog
+from convmixer_jax.parallel.watchdog import Watchdog
 
 def stuck():
   time.sleep(100)

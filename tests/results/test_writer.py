@@ -1,8 +1,6 @@
 import json
 import os
-import re
 import sys
-import time
 
 import pytest
 
@@ -48,49 +46,6 @@ def test_events_reach_the_file_with_each_line(tmp_path):
     before = file.stat().st_size
     writer.write(2, 0.5, "train", {"loss": 1.25})
     assert b"train/loss" in file.read_bytes()[before:]
-
-
-@pytest.fixture
-def clock(monkeypatch):
-  """Seconds that pass when the test says so."""
-  now = [100.0]
-  monkeypatch.setattr(time, "monotonic", lambda: now[0])
-  return now
-
-
-def test_a_line_that_goes_to_a_file_tells_the_time_and_how_long_it_takes_yet(
-  tmp_path, capsys, clock
-):
-  """The first step is compiled in 60 seconds; then two take 15, and seven are left."""
-  with open_writer(tmp_path, 0) as writer:
-    clock[0] += 60
-    writer.write(1, 0.25, "train", {"loss": 1.25})
-    for _ in range(3):
-      writer.advance()
-    clock[0] += 15
-    writer.write(3, 0.75, "train", {"loss": 1.25})
-    writer.write(10, 2.5, "train", {"loss": 1.25})
-  compiled, first, last = capsys.readouterr().out.splitlines()
-  date = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  "
-  assert re.fullmatch(date + "step 1/10  epoch 0.25  train  loss 1.25", compiled)
-  assert re.fullmatch(date + "step 3/10  epoch 0.75  train  loss 1.25  eta 00:52", first)
-  assert re.fullmatch(date + "step 10/10  epoch 2.50  train  loss 1.25", last)
-
-
-def test_numbers_are_short_and_have_no_exponent_that_they_do_not_need(tmp_path, capsys):
-  values = {
-    "a": 18812.34,
-    "b": 0.123456,
-    "c": 1e-5,
-    "d": 999.96,
-    "e": 1e30,
-    "f": 70000,
-    "g": 1437.6,
-  }
-  with open_writer(tmp_path, 0) as writer:
-    writer.write(2, 0.5, "train", values)
-  expected = "a 18812  b 0.1235  c 1e-05  d 1000  e 1e+30  f 70000  g 1438"
-  assert expected in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("gone", ["closed pipe", "closed stream", "none"])

@@ -1,0 +1,136 @@
+"""Files of PyTorch weights: `.safetensors` with its notes, and what `torch.save` writes."""
+
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+from typing import Any
+
+from convmixer_jax.errors import UserError
+from convmixer_jax.model import names
+from convmixer_jax.model.act_norm import ACTIVATIONS
+from convmixer_jax.model.convmixer import ConvMixer
+from convmixer_jax.pretrained import pickled, safetensors, state_dict, trained
+from convmixer_jax.pretrained.trained import Preprocessing, TrainedModel
+
+_SAFETENSORS = ".safetensors"
+_PICKLED = (".pth", ".pth.tar", ".pt", ".bin")
+# What files hold besides weights, so that a model comes back as it was saved.
+_ACTIVATION, _EPSILON, _PREPROCESSING = "activation", "norm_epsilon", "pretrained_cfg"
+
+_log = logging.getLogger(__name__)
+
+
+def read(path: pathlib.Path) -> TrainedModel:
+  """What a file tells, by its tensors, its notes and its name.
+
+  Raises:
+    UserError: if it cannot be read, is none of weights, or these are not a ConvMixer's.
+  """
+  arrays, metadata = _content(path)
+  try:
+    arrays = state_dict.unwrap(arrays)
+    notes = _notes(metadata)
+    model, variables = state_dict.to_variables(arrays, **notes)
+    found = TrainedModel(model, variables, notes.get(_ACTIVATION))
+    preprocessing = _noted_preprocessing(metadata, model.num_classes, found.channels)
+  except UserError as error:
+    raise UserError(f"{path} does not fit: {error}") from None
+  name = names.named_in(path.name, model)
+  if name is None:
+    return dataclasses.replace(found, preprocessing=preprocessing)
+  activation = found.activation or names.settings_of(name)["activation"]
+  if name in names.list_released() and (model.num_classes, found.channels) == (1000, 3):
+    preprocessing = preprocessing or trained.imagenet()
+  return TrainedModel(model, variables, activation, preprocessing)
+
+
+def save(path: str | os.PathLike[str], weights: TrainedModel, *, layout: str = "timm") -> None:
+  """Writes weights as `pretrained.save_torch` does; an assumed activation is not noted.
+
+  Raises:
+    UserError: as there.
+    ValueError: as there.
+  """
+  path, model = pathlib.Path(path), weights.model
+  if not path.name.endswith((_SAFETENSORS, *_PICKLED)):
+    allowed = ", ".join((_SAFETENSORS, *_PICKLED))
+    raise ValueError(f"path is {str(path)!r}; allowed endings: {allowed}")
+  if not path.parent.is_dir():
+    raise UserError(f"{path.parent} is no directory; make it first")
+  arrays = state_dict.from_variables(model, weights.variables, layout)
+  if model.norm_epsilon != ConvMixer.norm_epsilon or model.activation == "gelu_tanh":
+    _log.warning(
+      "give the model in PyTorch BatchNorm's eps=%g and the activation %s: they are not its usual "
+      "ones, and weights do not tell",
+      model.norm_epsilon,
+      model.activation,
+    )
+  if path.name.endswith(_SAFETENSORS):
+    notes = {"format": "pt", _EPSILON: repr(model.norm_epsilon)}
+    if weights.activation is not None:
+      notes[_ACTIVATION] = weights.activation
+    if weights.preprocessing is not None:
+      notes[_PREPROCESSING] = json.dumps(weights.preprocessing.to_dict(model.num_classes))
+    safetensors.write(path, arrays, notes)
+    return
+  try:
+    import torch
+  except ImportError:
+    raise UserError(
+      f"{path} needs PyTorch to be written: pip install torch; or end its name in {_SAFETENSORS}"
+    ) from None
+  partial = path.with_name(f"{path.name}.partial")
+  torch.save({key: torch.tensor(array) for key, array in arrays.items()}, partial)
+  partial.replace(path)
+
+
+def _content(path: pathlib.Path) -> tuple[Any, dict[str, str]]:
+  """What a file of any kind holds, and its notes."""
+  if path.is_dir():
+    raise UserError(f"{path} is a directory, but no workdir of a run: it has no config.json")
+  try:
+    with path.open("rb") as file:
+      start = file.read(16)
+  except OSError as error:
+    raise UserError(f"{path} cannot be read: {error.strerror}") from None
+  if not start:
+    raise UserError(f"{path} is empty")
+  if start.startswith(b"PK"):
+    return pickled.read(path), {}
+  if start[8:9] == b"{":
+    return safetensors.read(path)
+  if start.startswith(b"\x80"):
+    raise UserError(
+      f"{path} is a bare pickle, perhaps PyTorch's from before 1.6, which is not read. If it is, "
+      "convert it: python -c 'import sys, torch; torch.save(torch.load(sys.argv[1], "
+      "weights_only=True), sys.argv[2])' OLD NEW"
+    )
+  raise UserError(f"{path} is no file of weights: neither safetensors nor PyTorch's")
+
+
+def _notes(metadata: dict[str, str]) -> dict[str, Any]:
+  """Attributes of `ConvMixer` that `save_torch` noted."""
+  notes: dict[str, Any] = {}
+  if _ACTIVATION in metadata:
+    notes[_ACTIVATION] = metadata[_ACTIVATION]
+    if notes[_ACTIVATION] not in ACTIVATIONS:
+      raise UserError(f"{_ACTIVATION} is noted as {notes[_ACTIVATION]!r}, which is unknown")
+  if _EPSILON in metadata:
+    try:
+      notes[_EPSILON] = float(metadata[_EPSILON])
+    except ValueError:
+      raise UserError(f"{_EPSILON} is noted as {metadata[_EPSILON]!r}, no number") from None
+  return notes
+
+
+def _noted_preprocessing(
+  metadata: dict[str, str], num_classes: int, channels: int
+) -> Preprocessing | None:
+  if _PREPROCESSING not in metadata:
+    return None
+  try:
+    return Preprocessing.from_dict(json.loads(metadata[_PREPROCESSING]), num_classes, channels)
+  except ValueError as error:
+    raise UserError(f"{_PREPROCESSING} is noted wrongly: {error}") from None

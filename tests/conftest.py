@@ -1,5 +1,6 @@
 """Eight CPU devices, and no silent mistakes."""
 
+import base64
 import os
 import pathlib
 import re
@@ -26,6 +27,8 @@ import pytest
 import sklearn.datasets
 
 from convmixer_jax import cli, prepare
+from convmixer_jax.data import builders
+from tests.archives import golden, make
 
 
 def spoil_record(file, number):
@@ -127,3 +130,18 @@ def tfds_dir(tmp_path_factory, image_folder):
   root = tmp_path_factory.mktemp("tfds")
   prepare.prepare("folder", data_dir=str(root), manual_dir=str(image_folder), name="ants_and_bees")
   return root
+
+
+@pytest.fixture
+def archives(tmp_path, monkeypatch):
+  """A directory with the archives that the golden file was made from."""
+  directory = tmp_path / "source"
+  directory.mkdir()
+  images = {key: base64.b64decode(before) for key, (before, _) in golden["repair"].items()}
+  make["make_imagenet"](directory, **images)
+  cifar = make["make_cifar"](directory)
+  for builder in (builders.Cifar10, builders.Cifar100):
+    # A copy, for the dictionary is TFDS's and would stay changed.
+    monkeypatch.setattr(builder, "url_infos", dict(builder.url_infos))
+    make["register"](builder, cifar)
+  return directory

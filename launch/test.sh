@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Checks the code and runs the tests: bash launch/test.sh [flags of pytest].
+# Checks the code and runs the tests: bash launch/test.sh [flags of pytest]. Without the slow ones,
+# whole commands and clusters; those too with -m ''.
 set -euo pipefail
 source "$(dirname "$0")/venv.sh" test
 "${python%/*}/shellcheck" launch/*.sh launch/slurm.sbatch .ci/run
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy
-exec "$python" -m pytest --numprocesses=2 "$@"
+exec "$python" -m pytest --numprocesses=2 -m 'not slow' "$@"

@@ -1,5 +1,6 @@
 """Eight CPU devices, and no silent mistakes."""
 
+import base64
 import os
 import pathlib
 import re
@@ -7,7 +8,9 @@ import subprocess
 import sys
 
 # Before JAX is imported; subprocesses of the tests inherit it. The many runs of
-# the same small models compile once, and not at all the next time.
+# the same small models compile once, and not at all the next time. Compiling is
+# most of the tests' time: LLVM optimizes only where XLA_FLAGS is set, as in .ci/run.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ |= {
   "JAX_PLATFORMS": "cpu",
   "JAX_NUM_CPU_DEVICES": "8",
@@ -15,6 +18,7 @@ os.environ |= {
   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
 }
 
+from absl import flags
 from array_record.python import array_record_module
 import jax
 import numpy as np
@@ -22,7 +26,9 @@ import PIL.Image
 import pytest
 import sklearn.datasets
 
-from convmixer_jax import prepare
+from convmixer_jax import cli, prepare
+from convmixer_jax.data import builders
+from tests.archives import golden, make
 
 
 def spoil_record(file, number):
@@ -44,6 +50,35 @@ def strict():
 
 
 @pytest.fixture
+def run_command(monkeypatch, capsys):
+  """`run_command(module, *arguments)` runs a command in this process, and returns its stdout.
+
+  Its flags are parsed and its `main` is called; the errors of both are raised.
+  """
+
+  def run(module, *arguments):
+    before, defined = set(flags.FLAGS), set()
+
+    def start(main):
+      defined.update(set(flags.FLAGS) - before)  # and not those of libraries that `main` imports
+      main(flags.FLAGS(sys.argv))
+
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+      patch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+      patch.setattr(cli, "run", start)
+      try:
+        module.run()
+      finally:
+        for name in defined:
+          delattr(flags.FLAGS, name)
+        flags.FLAGS.unparse_flags()
+    return capsys.readouterr().out
+
+  return run
+
+
+@pytest.fixture(scope="session")
 def configs():
   """The directory of the config files."""
   return pathlib.Path(__file__).parents[1] / "configs"
@@ -95,3 +130,18 @@ def tfds_dir(tmp_path_factory, image_folder):
   root = tmp_path_factory.mktemp("tfds")
   prepare.prepare("folder", data_dir=str(root), manual_dir=str(image_folder), name="ants_and_bees")
   return root
+
+
+@pytest.fixture
+def archives(tmp_path, monkeypatch):
+  """A directory with the archives that the golden file was made from."""
+  directory = tmp_path / "source"
+  directory.mkdir()
+  images = {key: base64.b64decode(before) for key, (before, _) in golden["repair"].items()}
+  make["make_imagenet"](directory, **images)
+  cifar = make["make_cifar"](directory)
+  for builder in (builders.Cifar10, builders.Cifar100):
+    # A copy, for the dictionary is TFDS's and would stay changed.
+    monkeypatch.setattr(builder, "url_infos", dict(builder.url_infos))
+    make["register"](builder, cifar)
+  return directory

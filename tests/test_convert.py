@@ -1,8 +1,4 @@
 import dataclasses
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +13,6 @@ from convmixer_jax.pretrained import bundle, safetensors
 from convmixer_jax.pretrained.trained import Preprocessing, TrainedModel
 from convmixer_jax.training.loop import train
 
-ROOT = pathlib.Path(__file__).parents[1]
 MODEL = ConvMixer(8, 2, 4, 2, 5, activation="relu")
 NEEDS = Preprocessing(
   8, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.75, ("ant", "bee", "cat", "dog", "elk")
@@ -125,25 +120,18 @@ def test_what_is_read_again_and_differs_is_removed(variables, tmp_path, monkeypa
   assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_the_command(variables, tmp_path):
+def test_the_command(variables, tmp_path, run_command):
   save_bundle(tmp_path / "a", variables)
-
-  def command(*arguments):
-    return subprocess.run(
-      [sys.executable, "-m", "convmixer_jax.convert", *map(str, arguments)],
-      cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-
-  good = command(tmp_path / "a", tmp_path / "b.safetensors", "--layout=sequential")
-  assert good.returncode == 0, good.stderr
-  assert good.stdout.startswith(f"{tmp_path / 'b.safetensors'}: ")
+  target = tmp_path / "b.safetensors"
+  assert run_command(convert, tmp_path / "a", target, "--layout=sequential").startswith(
+    f"{target}: "
+  )
   for arguments, message in (
     (("a", "b.safetensors"), "b.safetensors exists already"),
     (("a", "b.onnx"), "ends with .onnx: a target is a .safetensors file"),
     (("none", "c"), "is no file, no workdir of a run, and no model"),
     (("a",), "a source and a target are needed, not 1 names"),
   ):
-    run = command(*(tmp_path / name for name in arguments))
-    assert run.returncode == 1
-    assert run.stderr.startswith("error: ") and message in run.stderr
-    assert len(run.stderr.splitlines()) == 1
+    with pytest.raises(UserError, match=message) as error:
+      run_command(convert, *(tmp_path / name for name in arguments))
+    assert "\n" not in str(error.value)

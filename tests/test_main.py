@@ -1,4 +1,4 @@
-"""The command as users type it, in a process of its own."""
+"""The command as users type it: in a process of its own, or in this one where that is the same."""
 
 import json
 import os
@@ -8,9 +8,13 @@ import signal
 import subprocess
 import sys
 
+from absl import flags
 import numpy as np
 import PIL.Image
 import pytest
+
+from convmixer_jax import main
+from convmixer_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = (
@@ -21,7 +25,8 @@ SMALL = (
 )
 
 
-def main(*arguments, devices=8, module="main", **variables):
+def start(*arguments, devices=8, module="main", **variables):
+  """Runs the command in a process of its own."""
   command = [sys.executable, "-m", f"convmixer_jax.{module}", *arguments]
   environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), **variables}
   return subprocess.run(
@@ -29,9 +34,10 @@ def main(*arguments, devices=8, module="main", **variables):
   )
 
 
+@pytest.mark.slow
 def test_digits_from_start_to_evaluation(tmp_path):
   """The default config as it stands reaches 98 %; an evaluation finds its result again."""
-  run = main(f"--workdir={tmp_path}", devices=1)
+  run = start(f"--workdir={tmp_path}", devices=1)
   assert run.returncode == 0, run.stderr
   last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
   assert last["split"] == "eval"
@@ -39,7 +45,7 @@ def test_digits_from_start_to_evaluation(tmp_path):
   assert f"accuracy {last['accuracy']:.4g}" in run.stdout
   told, _, command = run.stdout.splitlines()[-1].partition("python -m convmixer_jax.main ")
   assert f"{tmp_path}/checkpoints/" in told
-  evaluation = main(*shlex.split(command))  # as it is pasted
+  evaluation = start(*shlex.split(command))  # as it is pasted
   assert evaluation.returncode == 0, evaluation.stderr
   found = json.loads(evaluation.stdout)
   # On eight devices, so the loss is summed in another order.
@@ -52,8 +58,24 @@ def test_digits_from_start_to_evaluation(tmp_path):
   ("arguments", "message"),
   [
     (["--config.model.dmi=1"], "error: config.model.dmi does not exist; did you mean config."),
-    (["--config.model.dim", "wide"], "error: config.model.dim is 'wide'; it has to be an integer"),
-    (["--config=digit"], "error: --config=digit is neither a file nor the name of a config. Did"),
+    # With JAX and the data's libraries loaded.
+    (["--config.data.dataset=cifar11"], 'error: config.data.dataset is "cifar11"'),
+  ],
+)
+def test_a_mistake_ends_with_one_line_and_exit_code_1(tmp_path, arguments, message):
+  run = start(f"--workdir={tmp_path / 'new'}", *arguments)
+  assert run.returncode == 1, run.stderr
+  assert run.stderr.splitlines()[-1].startswith(message)
+  assert run.stderr.count("error") == 1 and "Traceback" not in run.stderr
+  assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["--config.model.dmi=1"], "config.model.dmi does not exist; did you mean config."),
+    (["--config.model.dim", "wide"], "config.model.dim is 'wide'; it has to be an integer"),
+    (["--config=digit"], "--config=digit is neither a file nor the name of a config. Did"),
     (["--config.data.batch_size=100"], "config.data.batch_size is 100, which 8 devices"),
     (["--config.model.patch_size=3"], "config.model.patch_size is 3, which does not divide"),
     (["--config.data.dataset=cifar11"], 'config.data.dataset is "cifar11"'),
@@ -63,51 +85,39 @@ def test_digits_from_start_to_evaluation(tmp_path):
     (["--mode=test"], "flag --mode=test: value should be one of <train|eval>"),
   ],
 )
-def test_mistakes_get_one_clear_message_before_any_work(tmp_path, arguments, message):
-  config = [a for a in arguments if a.startswith("--config=")]
-  rest = [a for a in arguments if a not in config]
-  run = main(*config, f"--workdir={tmp_path / 'new'}", *rest)
-  assert run.returncode == 1, run.stderr
-  assert message in run.stderr
-  assert "Traceback" not in run.stderr
+def test_mistakes_get_one_clear_message_before_any_work(run_command, tmp_path, arguments, message):
+  with pytest.raises((UserError, flags.Error)) as found:
+    run_command(main, f"--workdir={tmp_path / 'new'}", *arguments)
+  assert message in str(found.value)
   assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.slow
-def test_settings_that_make_no_sense_together_with_a_finished_run(tmp_path):
-  first = main(f"--workdir={tmp_path}", *SMALL, "--config.run.max_steps=3")
-  assert first.returncode == 0, first.stderr
-  other = main(f"--workdir={tmp_path}", *SMALL, "--config.seed=1", "--config.run.max_steps=3")
-  assert other.returncode == 1
-  assert "config.seed was 0 and is 1" in other.stderr
-  missing = main("--mode=eval", f"--workdir={tmp_path}", "--step=2")
-  assert missing.returncode == 1
-  assert "--step=2 is not in" in missing.stderr
+def test_settings_that_make_no_sense_together_with_a_finished_run(run_command, tmp_path):
+  settings = (f"--workdir={tmp_path}", *SMALL, "--config.run.max_steps=3")
+  run_command(main, *settings)
+  with pytest.raises(UserError, match=r"config\.seed was 0 and is 1"):
+    run_command(main, *settings, "--config.seed=1")
+  with pytest.raises(UserError, match="--step=2 is not in"):
+    run_command(main, "--mode=eval", f"--workdir={tmp_path}", "--step=2")
 
 
-@pytest.mark.slow
-def test_weights_are_evaluated_only_when_the_command_line_says_so(tmp_path):
+def test_weights_are_evaluated_only_when_the_command_line_says_so(run_command, tmp_path):
   """The run's own checkpoint has moved away from the weights that it began with."""
-  start, run = tmp_path / "start", tmp_path / "run"
-  first = main(f"--workdir={start}", *SMALL, "--config.run.max_steps=2", devices=1)
-  assert first.returncode == 0, first.stderr
-  begin = f"--config.init_from={start}"
-  tuned = main(f"--workdir={run}", *SMALL, begin, "--config.run.max_steps=2", devices=1)
-  assert tuned.returncode == 0, tuned.stderr
+  first, run = tmp_path / "first", tmp_path / "run"
+  run_command(main, f"--workdir={first}", *SMALL, "--config.run.max_steps=2")
+  begin = f"--config.init_from={first}"
+  run_command(main, f"--workdir={run}", *SMALL, begin, "--config.run.max_steps=2")
 
   def evaluation(*arguments):
-    found = main("--mode=eval", f"--workdir={run}", *arguments, devices=1)
-    assert found.returncode == 0, found.stderr
-    return json.loads(found.stdout)
+    return json.loads(run_command(main, "--mode=eval", f"--workdir={run}", *arguments))
 
-  lines = [(p / "metrics.jsonl").read_text().splitlines()[-1] for p in (start, run)]
+  lines = [(p / "metrics.jsonl").read_text().splitlines()[-1] for p in (first, run)]
   weights, checkpoint = (json.loads(line)["loss"] for line in lines)
   assert evaluation()["loss"] == checkpoint != weights
   found = evaluation(begin)
-  assert (found["loss"], found["init_from"]) == (weights, str(start))
-  refused = main("--mode=eval", f"--workdir={run}", begin, "--step=2")
-  assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
-  assert "--step names a checkpoint" in refused.stderr
+  assert (found["loss"], found["init_from"]) == (weights, str(first))
+  with pytest.raises(UserError, match="--step names a checkpoint"):
+    evaluation(begin, "--step=2")
 
 
 @pytest.mark.slow
@@ -116,30 +126,26 @@ def test_training_and_predicting_need_no_home(tmp_path):
   (tmp_path / "file").touch()
   home = {"HOME": str(tmp_path / "file" / "home"), "XDG_CACHE_HOME": ""}
   run, image = tmp_path / "run", tmp_path / "digit.png"
-  flags = [*SMALL, "--config.model.depthwise=native", "--config.run.max_steps=2"]
-  done = main(f"--workdir={run}", *flags, devices=1, **home)
+  settings = [*SMALL, "--config.model.depthwise=native", "--config.run.max_steps=2"]
+  done = start(f"--workdir={run}", *settings, devices=1, **home)
   assert done.returncode == 0, done.stderr
   assert done.stderr.count("Set XDG_CACHE_HOME to a directory that can be written to") == 1
   PIL.Image.fromarray(np.zeros((9, 9), np.uint8)).save(image)
-  done = main(f"--init_from={run}", str(image), module="predict", **home)
+  done = start(f"--init_from={run}", str(image), module="predict", **home)
   assert done.returncode == 0, done.stderr
   assert done.stdout.startswith(str(image))
 
 
-def test_settings_are_flags_as_any_other():
-  code = (
-    "import sys; from absl import flags; from convmixer_jax import main;"
-    "main.define_flags(sys.argv); flags.FLAGS(sys.argv);"
-    "config = main.read_config(None);"
-    "print(config.parallel.scan, config.augment.flip, config.model.dim, config.data.train_split)"
-  )
-  command = [sys.executable, "-c", code, "--config.parallel.scan", "--config=cifar10_cpu"]
-  command += ["--noconfig.augment.flip", "--config.model.dim", "8", "--config.model.dim=16"]
-  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-  assert done.stdout == "True False 16 train\n"
+def test_settings_are_flags_as_any_other(run_command, monkeypatch):
+  read = []
+  monkeypatch.setattr(main, "_dispatch", lambda config, workdir: read.append(config))
+  settings = ["--config.parallel.scan", "--config=cifar10_cpu", "--noconfig.augment.flip"]
+  run_command(main, *settings, "--config.model.dim", "8", "--config.model.dim=16")
+  (config,) = read
+  assert (config.parallel.scan, config.augment.flip) == (True, False)
+  assert (config.model.dim, config.data.train_split) == (16, "train")
 
 
-@pytest.mark.slow
 def test_a_run_whose_output_nobody_reads_ends_well(tmp_path):
   """`| head -1`, stdout and stderr."""
   settings = " ".join([*SMALL, "--config.run.max_steps=8", "--config.run.log_every_steps=1"])

@@ -5,7 +5,6 @@ import html
 import html.parser
 import io
 import json
-import os
 import pathlib
 import shutil
 import subprocess
@@ -298,51 +297,42 @@ def test_several_runs_and_a_sweep(workdir, tmp_path, drawn):
     plot.draw_sweep(tmp_path / "sweep", claimed={"depth 16": 91.26})
 
 
-def command(*arguments, code="from convmixer_jax import plot; plot.run()"):
-  return subprocess.run(
-    [sys.executable, "-c", code, *arguments],
-    cwd=ROOT,
-    env=dict(os.environ),
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
-
-
-def test_the_command(workdir, tmp_path):
+def test_the_command(workdir, tmp_path, run_command):
   other = shutil.copytree(workdir, tmp_path / "other")
-  run = command(str(workdir), str(other), f"--out={tmp_path / 'both'}", "--block=2")
-  assert run.returncode == 0, run.stderr
+  printed = run_command(plot, workdir, other, f"--out={tmp_path / 'both'}", "--block=2")
   names = ["confusion_matrix", "curves", "depthwise_kernels", "learning_rate", "patch_embedding"]
   names.insert(3, "depthwise_kernels_of_block_2")
   for directory in (workdir, other):
     assert (directory / "report.html").exists()
     found = sorted(path.name for path in (directory / "plots").iterdir())
     assert found == [f"{name}.{kind}" for name in names for kind in ("png", "svg")]
-  written = [pathlib.Path(line) for line in run.stdout.splitlines()]
+  written = [pathlib.Path(line) for line in printed.splitlines()]
   assert all(path.stat().st_size > 1000 for path in written)
   assert {path.name for path in (tmp_path / "both").iterdir()} == {
     "curves.png", "curves.svg", "learning_rate.png", "learning_rate.svg"
   }  # fmt: skip
 
 
-def test_mistakes_get_one_line(workdir, tmp_path):
-  run = command()
-  assert (run.returncode, run.stderr.count("\n")) == (1, 1)
-  assert "which run?" in run.stderr
-  run = command(str(workdir), str(tmp_path / "none"))
-  assert run.returncode == 1
-  assert "config.json does not exist" in run.stderr
-  run = command(str(workdir), "--block=3")
-  assert run.stderr == f"error: --block=3: the blocks of {workdir} are 1 to 2\n"
-  run = command(str(workdir), "--claimed=depth 4")
-  assert run.stderr.startswith("error: --claimed='depth 4' has to be a model, a colon and percent")
+def test_mistakes_get_one_line(workdir, tmp_path, run_command):
+  for arguments, message in (
+    ((), "which run?"),
+    ((workdir, tmp_path / "none"), "config.json does not exist"),
+    ((workdir, "--block=3"), f"^--block=3: the blocks of {workdir} are 1 to 2$"),
+    ((workdir, "--claimed=depth 4"), "^--claimed='depth 4' has to be a model, a colon and percent"),
+  ):
+    with pytest.raises(UserError, match=message) as error:
+      run_command(plot, *arguments)
+    assert "\n" not in str(error.value)
   assert not (workdir / "plots").exists()
-  for package in ("matplotlib", "jinja2"):
-    without = f"import sys; sys.modules['{package}'] = None; "
-    run = command(str(workdir), code=without + "from convmixer_jax import plot; plot.run()")
-    assert (run.returncode, run.stderr.count("\n")) == (1, 1), run.stderr
-    assert run.stderr == f"error: pictures need {package}: pip install 'convmixer-jax[plot]'\n"
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
+def test_what_the_command_lacks_it_says_how_to_install(workdir, package):
+  code = f"import sys; sys.modules['{package}'] = None; from convmixer_jax import plot; plot.run()"
+  command = [sys.executable, "-c", code, str(workdir)]
+  run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+  assert run.returncode == 1
+  assert run.stderr == f"error: pictures need {package}: pip install 'convmixer-jax[plot]'\n"
 
 
 def test_a_sweep_without_results(tmp_path):

@@ -1,15 +1,10 @@
-"""`prepare` against what TFDS with TensorFlow wrote (golden/prepare.json), and its refusals."""
+"""`prepare`: downloads, the command, and its refusals."""
 
-import base64
 import functools
 import gzip
 import http.server
 import importlib.util
-import io
-import json
-import pathlib
 import re
-import runpy
 import signal
 import socket
 import subprocess
@@ -17,33 +12,13 @@ import sys
 import threading
 import time
 
-import numpy as np
-import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
 
 from convmixer_jax import prepare
 from convmixer_jax.data import builders
 from convmixer_jax.errors import UserError
-
-GOLDEN = pathlib.Path(__file__).with_name("golden")
-golden = json.loads((GOLDEN / "prepare.json").read_text())
-make = runpy.run_path(str(GOLDEN / "make_prepare_golden.py"))
-
-
-@pytest.fixture
-def source(tmp_path, monkeypatch):
-  """A directory with the archives that the golden file was made from."""
-  directory = tmp_path / "source"
-  directory.mkdir()
-  images = {key: base64.b64decode(before) for key, (before, _) in golden["repair"].items()}
-  make["make_imagenet"](directory, **images)
-  archives = make["make_cifar"](directory)
-  for builder in (builders.Cifar10, builders.Cifar100):
-    # A copy, for the dictionary is TFDS's and would stay changed.
-    monkeypatch.setattr(builder, "url_infos", dict(builder.url_infos))
-    make["register"](builder, archives)
-  return directory
+from tests.archives import make, write_image
 
 
 def run(*arguments):
@@ -52,60 +27,14 @@ def run(*arguments):
   return subprocess.run(command, capture_output=True, text=True)
 
 
-def write_image(path, value=0):
-  path.parent.mkdir(parents=True, exist_ok=True)
-  PIL.Image.fromarray(np.full((9, 8, 3), value, np.uint8)).save(path)
-
-
-@pytest.mark.parametrize("name", ["cifar10", "cifar100", "imagenet2012"])
-def test_writes_what_tfds_with_tensorflow_writes(name, source, tmp_path):
-  prepare.prepare(name, data_dir=str(tmp_path / "data"), manual_dir=str(source))
-  builder = tfds.builder(name, data_dir=tmp_path / "data")
-  assert make["summarize"](builder.data_path) == golden[name]
-
-
-def test_pixels_and_labels_of_cifar10(source, tmp_path):
-  prepare.prepare("cifar10", data_dir=str(tmp_path / "data"), manual_dir=str(source))
-  records = tfds.builder("cifar10", data_dir=tmp_path / "data").as_data_source("test")
-  rows = np.frombuffer(make["cifar_rows"](6, 1, 5), np.uint8).reshape(5, -1)
-  assert len(records) == 5
-  for record in records:
-    row = rows[int(record["id"].decode().removeprefix("test_"))]
-    assert record["label"] == row[0]
-    np.testing.assert_array_equal(record["image"][3, 4], row[1:].reshape(3, 32, 32)[:, 3, 4])
-
-
-def test_repairs_images_as_tfds_does(source, tmp_path):
-  prepare.prepare("imagenet2012", data_dir=str(tmp_path), manual_dir=str(source))
-  repaired = make["repaired_images"](tfds.builder("imagenet2012", data_dir=tmp_path))
-  for key, tolerance in (("cmyk", 1.5), ("png", 0.1)):
-    ours = PIL.Image.open(io.BytesIO(repaired[key]))
-    theirs = PIL.Image.open(io.BytesIO(base64.b64decode(golden["repair"][key][1])))
-    assert ours.format == "JPEG" and ours.mode == "RGB"
-    difference = np.asarray(ours, int) - np.asarray(theirs, int)
-    assert np.abs(difference).mean() < tolerance, key
-
-
-def test_labels_follow_the_number_where_validation_images_are_missing(source, tmp_path):
-  name = "ILSVRC2012_val_00000004.JPEG"
-  make["write_tar"](source / "ILSVRC2012_img_val.tar", {name: b"only one"})
-  prepare.prepare("imagenet2012", data_dir=str(tmp_path / "data"), manual_dir=str(source))
-  builder = tfds.builder("imagenet2012", data_dir=tmp_path / "data")
-  decoders = {"image": tfds.decode.SkipDecoding()}
-  (record,) = builder.as_data_source("validation", decoders=decoders)
-  labels = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt").read_text().split()
-  assert builder.info.features["label"].int2str(record["label"]) == labels[3]
-  assert record["image"] == b"only one"
-
-
-def test_downloads_and_refuses_a_damaged_download(source, tmp_path, monkeypatch):
-  handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=source)
+def test_downloads_and_refuses_a_damaged_download(archives, tmp_path, monkeypatch):
+  handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=archives)
   with http.server.ThreadingHTTPServer(("localhost", 0), handler) as server:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://localhost:{server.server_port}/cifar-10-binary.tar.gz"
     layout = builders.Cifar10(data_dir=tmp_path)._cifar_info._replace(url=url)
     monkeypatch.setattr(builders.Cifar10, "_cifar_info", layout)
-    archive = source / "cifar-10-binary.tar.gz"
+    archive = archives / "cifar-10-binary.tar.gz"
     make["register"](builders.Cifar10, {url: archive})
     whole = archive.read_bytes()
     archive.write_bytes(whole[:-1] + b"x")
@@ -162,7 +91,7 @@ def test_no_network_for_another_dataset_of_tfds(dead_port, tmp_path, monkeypatch
   assert time.monotonic() - start < 5
 
 
-def test_folder_command(tmp_path):
+def test_folder_command(tmp_path, run_command):
   photos, data = tmp_path / "photos", tmp_path / "data"
   for i, path in enumerate(
     ("train/b/1.jpg", "train/b/deep/2.PNG", "train/a/3.jpeg", "val/a/4.webp")
@@ -190,37 +119,16 @@ def test_folder_command(tmp_path):
 
   # Again, with nothing to read from: it says so and leaves everything as it is.
   before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
-  result = run("folder", "--name=my_set", f"--data_dir={data}")
-  assert result.returncode == 0 and "was prepared already" in result.stdout
+  assert "was prepared already" in run_command(
+    prepare, "folder", "--name=my_set", f"--data_dir={data}"
+  )
   assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before
 
 
-@pytest.mark.parametrize(
-  "files, message",
-  [
-    ([], "--manual_dir=.*photos has no directories.*SPLIT/CLASS"),
-    (["train/1.jpg"], "photos/train has no directories of classes.*SPLIT/CLASS"),
-    (["train/a/1.jpg", "train/b/x.txt"], "train/b has no images.*add some or remove it.*[.]jpg"),
-    (["train/a/1.jpg", "train/b/2.jpg", "val/a/3.jpg"], "Only one of .*train and .*val has b"),
-    (["my-split/a/1.jpg"], "my-split: rename it"),
-    (["all/a/1.jpg"], "all: rename it"),
-    (["train/a/x.txt", "train/a/broken.jpg"], "train/a/broken.jpg is not readable"),
-  ],
-)
-def test_folder_that_is_not_as_it_should_be(files, message, tmp_path):
-  (tmp_path / "photos").mkdir()
-  for name in files:
-    path = tmp_path / "photos" / name
-    write_image(path.with_suffix(".jpg"))
-    if path.suffix == ".txt":
-      path.with_suffix(".jpg").rename(path)
-    if path.stem == "broken":
-      path.write_text("not an image")
-  with pytest.raises(UserError, match=message):
-    prepare.prepare(
-      "folder", name="mine", data_dir=str(tmp_path), manual_dir=str(tmp_path / "photos")
-    )
-  assert not list((tmp_path / "mine").iterdir())
+def test_a_mistake_ends_the_command_with_one_line_and_status_1(tmp_path):
+  result = run("cifar11", f"--data_dir={tmp_path}/data")
+  assert result.returncode == 1 and not result.stdout
+  assert re.match('"cifar11" is not a dataset: [^\n]*\n$', result.stderr)
 
 
 @pytest.mark.parametrize(
@@ -238,51 +146,34 @@ def test_folder_that_is_not_as_it_should_be(files, message, tmp_path):
     ((), "one dataset is needed, not 0; see --help"),
   ],
 )
-def test_command_ends_with_one_line_and_status_1(arguments, message, tmp_path):
-  result = run(*arguments, f"--data_dir={tmp_path}/data")
-  assert result.returncode == 1 and not result.stdout
-  (line,) = result.stderr.splitlines()
-  assert re.search(message, line)
-
-
-@pytest.mark.parametrize("kept", [-1, 0, 512, 1023])
-def test_imagenet_tar_that_is_cut_off(kept, source, tmp_path):
-  tar = source / "ILSVRC2012_img_val.tar"
-  content = tar.read_bytes().rstrip(b"\0")
-  tar.write_bytes((content + bytes(1024))[: len(content) + kept])
-  with pytest.raises(UserError, match=r"ILSVRC2012_img_val.tar is cut off"):
-    prepare.prepare("imagenet2012", data_dir=str(tmp_path), manual_dir=str(source))
-
-
-def test_imagenet_tar_with_other_files(source, tmp_path):
-  make["write_tar"](source / "ILSVRC2012_img_val.tar", {"val/cat.JPEG": b"x"})
-  with pytest.raises(UserError, match=r"img_val.tar has a file val/cat.JPEG"):
-    prepare.prepare("imagenet2012", data_dir=str(tmp_path), manual_dir=str(source))
-  assert not list((tmp_path / "imagenet2012").iterdir())
+def test_mistakes_of_the_command_line(arguments, message, tmp_path, run_command):
+  with pytest.raises(SystemExit, match=message) as end:
+    run_command(prepare, *arguments, f"--data_dir={tmp_path}/data")
+  assert "\n" not in end.value.code
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorflow") is not None, reason="has TensorFlow")
-def test_dataset_of_tfds_that_needs_tensorflow(source, tmp_path, monkeypatch):
+def test_dataset_of_tfds_that_needs_tensorflow(archives, tmp_path, monkeypatch):
   mnist = tfds.builder_cls("mnist")
-  files = {url: source / info.filename for url, info in mnist.url_infos.items()}
+  files = {url: archives / info.filename for url, info in mnist.url_infos.items()}
   for file in files.values():
     file.write_bytes(gzip.compress(b"x"))
   monkeypatch.setattr(mnist, "url_infos", dict(mnist.url_infos))
   make["register"](mnist, files)
   command = (
-    f"tfds build mnist --file_format=array_record --data_dir={tmp_path} --manual_dir={source}`"
+    f"tfds build mnist --file_format=array_record --data_dir={tmp_path} --manual_dir={archives}`"
   )
   with pytest.raises(UserError, match=r"needs TensorFlow to prepare mnist") as error:
-    prepare.prepare("mnist", data_dir=str(tmp_path), manual_dir=str(source))
+    prepare.prepare("mnist", data_dir=str(tmp_path), manual_dir=str(archives))
   assert str(error.value).endswith(command)
 
 
-def test_other_file_format_in_the_way(source, tmp_path):
-  prepare.prepare("cifar10", data_dir=str(tmp_path), manual_dir=str(source))
+def test_other_file_format_in_the_way(archives, tmp_path):
+  prepare.prepare("cifar10", data_dir=str(tmp_path), manual_dir=str(archives))
   info = tmp_path / "cifar10/3.0.2/dataset_info.json"
   info.write_text(info.read_text().replace('"array_record"', '"riegeli"'))
   with pytest.raises(UserError, match=r"3.0.2 is there, but not as ArrayRecord"):
-    prepare.prepare("cifar10", data_dir=str(tmp_path), manual_dir=str(source))
+    prepare.prepare("cifar10", data_dir=str(tmp_path), manual_dir=str(archives))
 
 
 def test_killed_preparation_does_not_look_ready(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from convmixer_jax import ConvMixer
+from tests.close import assert_close
 from tests.plain_convmixer import PlainConvMixer
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -40,11 +41,6 @@ def trained_alike(variables):
   return moved
 
 
-def assert_close(a, b, tolerance=1e-5):
-  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-    np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
-
-
 def test_compiled_steps_with_donated_buffers_are_the_plain_ones(shown):
   state = shown["params"], shown["batch_stats"], shown["opt_state"]
   batch = shown["image_bhwc"], shown["label_b"]
@@ -53,12 +49,12 @@ def test_compiled_steps_with_donated_buffers_are_the_plain_ones(shown):
     *state, loss = shown["step"](*state, *batch)
   np.testing.assert_allclose(shown["loss"], loss, rtol=1e-5)
   assert loss < first_loss
-  assert_close(shown["state"][1], state[1])
+  assert_close(shown["state"][1], state[1], 1e-5)
 
 
 def test_recomputed_activations_give_the_same_gradient(shown):
   arguments = (shown[name] for name in ("params", "batch_stats", "image_bhwc", "label_b"))
-  assert_close(shown["gradients"], jax.grad(shown["loss_fn"], has_aux=True)(*arguments)[0])
+  assert_close(shown["gradients"], jax.grad(shown["loss_fn"], has_aux=True)(*arguments)[0], 1e-5)
 
 
 def test_a_tangent_and_a_gradient_penalty(shown):
@@ -77,12 +73,12 @@ def test_a_tangent_and_a_gradient_penalty(shown):
 
 def test_devices_change_nothing(shown):
   model, variables, image_bhwc = (shown[name] for name in ("model", "variables", "image_bhwc"))
-  assert_close(shown["sharded_logits_bk"], model.apply(variables, image_bhwc))
+  assert_close(shown["sharded_logits_bk"], model.apply(variables, image_bhwc), 1e-5)
 
   def loss(params):
     return (model.apply({**variables, "params": params}, image_bhwc) ** 2).mean()
 
-  assert_close(shown["sharded_gradient"], jax.grad(loss)(shown["params"]))
+  assert_close(shown["sharded_gradient"], jax.grad(loss)(shown["params"]), 1e-5)
 
 
 def test_each_model_of_an_ensemble_is_itself(shown):

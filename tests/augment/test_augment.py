@@ -97,7 +97,7 @@ def test_order_is_the_authors(monkeypatch):
   }
   for name, module in functions.items():
     record(module, name)
-  FULL(KEY, IMAGE, LABEL)
+  jax.eval_shape(lambda *batch: FULL(KEY, *batch), IMAGE, LABEL)  # a new function is traced anew
   assert [name for name, _ in order] == list(functions)
   assert [dtype for _, dtype in order] == ["uint8"] * 6 + ["float32"]
 
@@ -110,7 +110,8 @@ def test_geometric_ops_fill_with_timms_mean_and_torchvisions_black(monkeypatch):
     lambda key, image, policy, fill: fills.append(fill) or image,
   )
   for text in ("rand-m9-mstd0.5-inc1", "torchvision-n2-m12"):
-    dataclasses.replace(FULL, policy=policy.parse(text))(KEY, IMAGE, LABEL)
+    augmentation = dataclasses.replace(FULL, policy=policy.parse(text))
+    jax.eval_shape(lambda *batch, apply=augmentation: apply(KEY, *batch), IMAGE, LABEL)
   assert fills == [[124, 116, 104], [0, 0, 0]]
 
 

@@ -196,7 +196,7 @@ def test_groups_sum_the_gradients_of_their_images():
       )
       return (logits**2).sum()
 
-    return jax.grad(loss_fn)(variables["params"])
+    return jax.jit(jax.grad(loss_fn))(variables["params"])
 
   parts = [gradient(model, half) for half in (image[:4], image[4:])]
   assert_trees_close(

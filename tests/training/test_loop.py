@@ -21,13 +21,26 @@ from convmixer_jax.training.experiment import Experiment
 from convmixer_jax.training.loop import train
 
 
-@pytest.fixture
-def config(configs):
+def small(configs):
   """Two epochs of 22 steps with a small model, saved at 10, 20, 22, 30, 40 and 44."""
   config = config_lib.read(configs / "digits.py")
   config.model.update(dim=8, depth=1, kernel_size=3, patch_size=2)
+  config.data.group_size = 8  # the images of one device: few messages between them
   config.run.update(epochs=2, log_every_steps=4, eval_every_epochs=1, checkpoint_every_steps=10)
   return config
+
+
+@pytest.fixture
+def config(configs):
+  return small(configs)
+
+
+@pytest.fixture(scope="module")
+def whole(configs, tmp_path_factory):
+  """The workdir of such a run, from start to end."""
+  workdir = tmp_path_factory.mktemp("whole")
+  assert train(small(configs), workdir) is None
+  return workdir
 
 
 def lines(workdir):
@@ -50,7 +63,6 @@ FULL_POLICY = {
   "augment.cutmix_alpha": 0.5,
   "augment.label_smoothing": 0.1,
   "augment.erase_probability": 0.25,
-  "data.group_size": 8,  # the images of one device
 }
 
 
@@ -72,23 +84,21 @@ def test_averaged_weights_follow_their_formula_and_are_evaluated(config, tmp_pat
   assert found[0].items() >= Experiment(config).evaluators["eval"](whole.ema).items()
 
 
-def test_the_training_split_is_evaluated_in_test_mode(config, tmp_path):
+def test_the_training_split_is_evaluated_in_test_mode(config, whole, tmp_path):
   """As the Flux blog's curves are: on images without augmentation, with the running statistics."""
-  config.augment.update(policy="torchvision-n2-m12", erase_probability=0.5, label_smoothing=0.1)
-  config.run.max_steps = 30
-  train(config, tmp_path / "without")
+  assert config.augment.crop_padding
   config.run.eval_train = True
-  train(config, tmp_path / "with")
-  found = lines(tmp_path / "with")
+  train(config, tmp_path)
+  found = lines(tmp_path)
   evaluated = [line for line in found if line["split"] == "train_eval"]
-  assert [(line["step"], line["num_examples"]) for line in evaluated] == [(22, 1437), (30, 1437)]
+  assert [(line["step"], line["num_examples"]) for line in evaluated] == [(22, 1437), (44, 1437)]
   config.data.eval_split = "train"
-  expected = evaluate_checkpoint(config, tmp_path / "with", 30)
+  expected = evaluate_checkpoint(config, tmp_path, 44)
   assert all(evaluated[-1][key] == expected[key] for key in ("loss", "accuracy"))
   # Nothing else of the run changes.
   keys = ("step", "split", "loss", "accuracy")
   others = [[line[key] for key in keys] for line in found if line["split"] != "train_eval"]
-  assert others == [[line[key] for key in keys] for line in lines(tmp_path / "without")]
+  assert others == [[line[key] for key in keys] for line in lines(whole)]
 
 
 def test_the_most_accurate_checkpoint_is_tested_at_the_end(config, tmp_path):
@@ -109,45 +119,48 @@ def test_the_most_accurate_checkpoint_is_tested_at_the_end(config, tmp_path):
   assert lines(tmp_path)[-1] == last
 
 
+def evaluations(workdir):
+  return [line for line in lines(workdir) if line["split"] == "eval"]
+
+
 @pytest.mark.parametrize(
   ("settings", "stops"),
-  [({}, (13, 22, 37, None)), (FULL_POLICY, (37, None))],
-  ids=["plain", "full policy"],
+  [
+    pytest.param({}, (13, 22, 37, None), id="plain"),
+    pytest.param(FULL_POLICY, (37, None), id="full policy", marks=pytest.mark.slow),
+  ],
 )
-def test_a_run_that_was_cut_ends_as_one_that_was_not(config, tmp_path, settings, stops):
-  config.update_from_flattened_dict(settings)
-  assert train(config, tmp_path / "whole") is None
+def test_a_run_that_was_cut_ends_as_one_that_was_not(config, whole, tmp_path, settings, stops):
+  if settings:
+    config.update_from_flattened_dict(settings)
+    whole = tmp_path / "whole"
+    assert train(config, whole) is None
+  cut = tmp_path / "cut"
   for stop in stops:
     config.run.max_steps = stop
-    assert train(config, tmp_path / "cut") is None
-  whole, step = saved(config, tmp_path / "whole")
+    assert train(config, cut) is None
+  expected, step = saved(config, whole)
   assert step == 44
-  assert_identical(whole, saved(config, tmp_path / "cut")[0])
-
-  def evaluations(name):
-    return [line for line in lines(tmp_path / name) if line["split"] == "eval"]
-
-  assert [line for line in evaluations("cut") if line["step"] in (22, 44)] == evaluations("whole")
-  assert [line["step"] for line in evaluations("whole")] == [22, 44]
-  steps = [line["step"] for line in lines(tmp_path / "cut") if line["split"] == "train"]
+  assert_identical(expected, saved(config, cut)[0])
+  assert [line for line in evaluations(cut) if line["step"] in (22, 44)] == evaluations(whole)
+  assert [line["step"] for line in evaluations(whole)] == [22, 44]
+  steps = [line["step"] for line in lines(cut) if line["split"] == "train"]
   assert steps == sorted({*range(4, 45, 4), *stops[:-1]})
 
 
-def test_the_workdir_holds_what_it_promises(config, tmp_path):
-  config.run.epochs = 1
-  train(config, tmp_path)
-  assert {path.name for path in tmp_path.iterdir() if not path.name.startswith("events.out")} == {
+def test_the_workdir_holds_what_it_promises(config, whole):
+  assert {path.name for path in whole.iterdir() if not path.name.startswith("events.out")} == {
     "config.json", "class_names.json", "metrics.jsonl", "checkpoints"}  # fmt: skip
-  assert list(tmp_path.glob("events.out.tfevents.*"))
-  first, last = lines(tmp_path)[0], lines(tmp_path)[-1]
+  assert list(whole.glob("events.out.tfevents.*"))
+  first, last = lines(whole)[0], lines(whole)[-1]
   assert set(first) == {"step", "epoch", "split", "loss", "accuracy", "top5_accuracy",
                         "learning_rate", "grad_norm", "images_per_sec"}  # fmt: skip
   assert set(last) == {"step", "epoch", "split", "loss", "accuracy", "top5_accuracy",
                        "num_examples"}  # fmt: skip
-  assert (last["step"], last["epoch"], last["split"], last["num_examples"]) == (22, 1, "eval", 360)
-  found = evaluate_checkpoint(config, tmp_path)
+  assert (last["step"], last["epoch"], last["split"], last["num_examples"]) == (44, 2, "eval", 360)
+  found = evaluate_checkpoint(config, whole)
   assert found == {key: last[key] for key in found}
-  assert evaluate_checkpoint(config, tmp_path, step=20)["step"] == 20
+  assert evaluate_checkpoint(config, whole, step=40)["step"] == 40
 
 
 def test_a_finished_run_says_so_and_what_it_says_works(config, tmp_path, capsys):
@@ -172,7 +185,7 @@ def test_a_finished_run_says_so_and_what_it_says_works(config, tmp_path, capsys)
 @pytest.mark.parametrize(
   ("run", "advice"),
   [
-    ({"epochs": 1}, "--config.run.epochs=2"),
+    pytest.param({"epochs": 1}, "--config.run.epochs=2", marks=pytest.mark.slow),
     ({"max_steps": 4}, "--config.run.max_steps=8"),
     ({"epochs": 1, "max_steps": 22}, "--config.run.epochs=2 --config.run.max_steps=44"),
   ],
@@ -243,11 +256,19 @@ def test_the_cache_of_compiled_programs_changes_no_bit(config, tmp_path):
   assert_identical(states[0], states[2])
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-@pytest.mark.parametrize("at", [7, 22])
-def test_a_signal_saves_and_the_run_continues_from_there(config, tmp_path, monkeypatch, signum, at):
+@pytest.mark.parametrize(
+  ("signum", "at"),
+  [
+    (signal.SIGTERM, 7),
+    (signal.SIGTERM, 22),
+    pytest.param(signal.SIGINT, 7, marks=pytest.mark.slow),
+    pytest.param(signal.SIGHUP, 7, marks=pytest.mark.slow),
+  ],
+)
+def test_a_signal_saves_and_the_run_continues_from_there(
+  config, whole, tmp_path, monkeypatch, signum, at
+):
   """At step 22 an evaluation is due, which the resumed run makes up for."""
-  train(config, tmp_path / "whole")
   advance = Writer.advance
 
   def signal_before_step_ends(writer):
@@ -262,12 +283,8 @@ def test_a_signal_saves_and_the_run_continues_from_there(config, tmp_path, monke
     assert train(config, tmp_path / "stopped") == signum
   assert saved(config, tmp_path / "stopped")[1] == at
   assert train(config, tmp_path / "stopped") is None
-  assert_identical(saved(config, tmp_path / "whole")[0], saved(config, tmp_path / "stopped")[0])
-  tests = [
-    [line for line in lines(tmp_path / name) if line["split"] == "eval"]
-    for name in ("whole", "stopped")
-  ]
-  assert tests[0] == tests[1]
+  assert_identical(saved(config, whole)[0], saved(config, tmp_path / "stopped")[0])
+  assert evaluations(tmp_path / "stopped") == evaluations(whole)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
@@ -290,7 +307,7 @@ def test_another_config_is_refused_before_anything_is_touched(config, tmp_path):
 
 
 def test_bad_settings_leave_no_workdir(config, tmp_path):
-  config.data.batch_size = 100
+  config.data.update(batch_size=100, group_size=None)
   with pytest.raises(UserError, match="8 devices"):
     train(config, tmp_path / "new")
   assert not (tmp_path / "new").exists()

@@ -1,6 +1,5 @@
 import re
 
-import chex
 import jax
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ from convmixer_jax import config as config_lib
 from convmixer_jax.parallel import sharding
 from convmixer_jax.training.experiment import Experiment
 from tests import trajectory
+from tests.close import assert_close
 
 
 @pytest.fixture
@@ -28,10 +28,6 @@ def steps(config, count, devices=None):
     state, values = experiment.train_step(state, experiment.feed(batch))
     losses.append(float(values["loss"]) / float(values["count"]))
   return state, losses
-
-
-def assert_close(a, b, tolerance):
-  chex.assert_trees_all_close(a, b, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("group_size", [None, 8])
@@ -58,7 +54,10 @@ PARALLEL = {
 }
 
 
-@pytest.mark.parametrize("name", PARALLEL)
+# "data" is in "fsdp" too, where two groups of four devices share a state each.
+@pytest.mark.parametrize(
+  "name", [pytest.param("data", marks=pytest.mark.slow), "fsdp", "fsdp alone, scan and remat"]
+)
 def test_however_the_state_is_cut_the_steps_are_the_same(config, name):
   config.data.group_size = 8
   config.model.update(dim=64, depth=2)

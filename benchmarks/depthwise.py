@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from benchmarks import turns
+from benchmarks import rounds
 from convmixer_jax.depthwise import depthwise_conv
 
 # batch, height, width, channels, kernel size
@@ -81,14 +81,14 @@ def measure(shape: tuple[int, ...]) -> list[dict]:
   rows = []
   for mode in ("fwd", "fwd+bwd"):
     calls = {name: pair[mode] for name, pair in implementations.items()}
-    times = turns.in_turns(calls, flags.FLAGS.rounds)
+    times = rounds.interleaved(calls, flags.FLAGS.rounds)
     rows += [
       {
         "shape (b, h, w, c, k)": ", ".join(map(str, shape)),
         "mode": mode,
         "implementation": name,
         "ms": 1e3 * float(np.median(seconds)),
-        "ratio": turns.ratio(times, name),
+        "ratio": rounds.ratio(times, name),
       }
       for name, seconds in times.items()
     ]
@@ -98,10 +98,10 @@ def measure(shape: tuple[int, ...]) -> list[dict]:
 def main(argv: list[str]) -> None:
   """Measures and prints."""
   del argv
-  turns.report("Depthwise convolution", [row for shape in SHAPES for row in measure(shape)])
+  rounds.report("Depthwise convolution", [row for shape in SHAPES for row in measure(shape)])
 
 
 if __name__ == "__main__":
-  turns.define_flags()
+  rounds.define_flags()
   flags.DEFINE_bool("xla", False, "Also XLA's own convolution.")
   app.run(main)

@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 import sklearn.datasets
 
-from benchmarks import turns
+from benchmarks import rounds
 from convmixer_jax.augment import geometric, photometric, policy, rand_augment
 from convmixer_jax.augment.op import Interpolation, Op
 from tests import pillow_augment, trajectory
@@ -73,7 +73,7 @@ def row(
 ) -> dict:
   """One row: differences of the results, speed of the calls."""
   difference = np.abs(ours.astype(int) - pillows)
-  times = turns.in_turns(calls, flags.FLAGS.rounds)
+  times = rounds.interleaved(calls, flags.FLAGS.rounds)
   speed = {who: len(ours) / float(np.median(seconds)) for who, seconds in times.items()}
   return {
     "op": name,
@@ -185,12 +185,12 @@ def main(argv: list[str]) -> None:
     ),
   ]
   shape = "x".join(map(str, image_bhwc.shape))
-  turns.report(f"RandAugment on {shape} uint8 images", rows)
+  rounds.report(f"RandAugment on {shape} uint8 images", rows)
   print_trajectories()
 
 
 if __name__ == "__main__":
-  turns.define_flags()
+  rounds.define_flags()
   flags.DEFINE_integer("batch", 32, "Images in a batch.", lower_bound=1)
   flags.DEFINE_integer("size", 224, "Their side, in pixels.", lower_bound=1, upper_bound=427)
   app.run(main)

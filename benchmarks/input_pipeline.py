@@ -20,7 +20,7 @@ from absl import app, flags
 import numpy as np
 import PIL.Image
 
-from benchmarks import turns
+from benchmarks import rounds
 from convmixer_jax.data.batches import Batches
 from convmixer_jax.data.datasets import open_source
 from convmixer_jax.data.preprocess import Preprocess
@@ -89,7 +89,7 @@ def one_core(files: list[bytes]) -> list[dict]:
   either = Preprocess(_SIZE, "random_resized")
   rng, numpy_rng = random.Random(0), np.random.default_rng(0)
   bicubic_kernel = PIL.Image.Resampling.BICUBIC
-  times = turns.in_turns(
+  times = rounds.interleaved(
     {
       "Pillow crop": lambda: [np.asarray(pillow_crop(f, rng, bicubic_kernel)) for f in crops],
       "ours crop": lambda: [bicubic(f, 3, numpy_rng) for f in crops],
@@ -153,9 +153,9 @@ def main(_: list[str]) -> None:
     f"{package} {importlib.metadata.version(package)}" for package in ("pillow", "simplejpeg")
   )
   title = f"n = {flags.FLAGS.rounds} rounds; {versions}"
-  turns.report(title, rows)
+  rounds.report(title, rows)
 
 
 if __name__ == "__main__":
-  turns.define_flags()
+  rounds.define_flags()
   app.run(main)

@@ -28,9 +28,11 @@ def lower_train_step(
   channels = len(config.augment.mean)
   _, step, fresh_state = make_step(config, mesh, model, _STEPS_PER_EPOCH, channels)
   state = jax.eval_shape(fresh_state)
-  state = jax.tree.map(lambda x, place: x.update(sharding=place), state, sharding.cut(mesh, state))
+  state = jax.tree.map(
+    lambda x, place: x.update(sharding=place), state, sharding.state_sharding(mesh, state)
+  )
   size, batch_size = config.data.image_size, config.data.batch_size
-  shape = functools.partial(jax.ShapeDtypeStruct, sharding=sharding.sharded(mesh))
+  shape = functools.partial(jax.ShapeDtypeStruct, sharding=sharding.batch_sharding(mesh))
   batch = {
     "image": shape((batch_size, size, size, channels), jnp.uint8),
     "label": shape((batch_size,), jnp.int32),

@@ -21,7 +21,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from benchmarks import turns
+from benchmarks import rounds
 from convmixer_jax import predict
 from convmixer_jax.data.datasets import open_source
 from convmixer_jax.model import names
@@ -144,21 +144,21 @@ def main(argv: list[str]) -> None:
       np.testing.assert_allclose(
         [p for _, p in mine.classes], [p for _, p in other], rtol=1e-2, atol=1e-6
       )
-    times = turns.in_turns(calls, options.rounds)
+    times = rounds.interleaved(calls, options.rounds)
   rows = [
     {
       "what": name,
       "batch": batch,
       "images/s": float(len(files) / np.median(seconds)),
-      "PyTorch's time / this": turns.ratio({**times, "ours": seconds}, "ours"),
+      "PyTorch's time / this": rounds.ratio({**times, "ours": seconds}, "ours"),
     }
     for name, seconds in times.items()
   ]
-  turns.report(f"{NAME}, {len(files)} JPEGs without compilation", rows)
+  rounds.report(f"{NAME}, {len(files)} JPEGs without compilation", rows)
 
 
 if __name__ == "__main__":
-  turns.define_flags()
+  rounds.define_flags()
   flags.DEFINE_integer("batch_size", 8, "Images that go through the models together.")
   flags.DEFINE_integer("images", 50, "How many of the photographs.")
   app.run(main)

@@ -21,7 +21,7 @@ import numpy as np
 import optax
 import torch
 
-from benchmarks import turns
+from benchmarks import rounds
 from convmixer_jax import ConvMixer
 from convmixer_jax.augment import Augmentation
 from convmixer_jax.checkpoint.state import create_state
@@ -121,13 +121,13 @@ def measure(name: str) -> list[dict]:
     )
   if flags.FLAGS.plain:
     calls["ours, xla"] = jax_call(name, image, label, depthwise="xla")
-  times = turns.in_turns(calls, flags.FLAGS.rounds)
+  times = rounds.interleaved(calls, flags.FLAGS.rounds)
   return [
     {
       "model": name,
       "implementation": row,
       "images/s": batch / float(np.median(seconds)),
-      "ratio": turns.ratio(times, row),
+      "ratio": rounds.ratio(times, row),
     }
     for row, seconds in times.items()
   ]
@@ -137,11 +137,13 @@ def main(argv: list[str]) -> None:
   """Measures and prints."""
   del argv
   names = flags.FLAGS.models
-  turns.report(f"Whole model, {flags.FLAGS.mode}", [row for name in names for row in measure(name)])
+  rounds.report(
+    f"Whole model, {flags.FLAGS.mode}", [row for name in names for row in measure(name)]
+  )
 
 
 if __name__ == "__main__":
-  turns.define_flags()
+  rounds.define_flags()
   flags.DEFINE_enum("mode", "train", ["train", "inference"], "What a call is.")
   flags.DEFINE_multi_enum("models", list(MODELS), list(MODELS), "Which models.")
   flags.DEFINE_bool("compile", False, "Also PyTorch with torch.compile.")

@@ -22,8 +22,8 @@ from ml_collections import config_dict
 from convmixer_jax import storage
 from convmixer_jax.augment import policy
 from convmixer_jax.augment.erase import ERASE_MODES
-from convmixer_jax.data.feed import CACHES
 from convmixer_jax.data.preprocess import CROPS, INTERPOLATIONS
+from convmixer_jax.data.shard_batch import CACHES
 from convmixer_jax.depthwise import IMPLEMENTATIONS
 from convmixer_jax.errors import UserError
 from convmixer_jax.model.act_norm import ACTIVATIONS
@@ -172,7 +172,7 @@ _KEYS: dict[str, Any] = dict(
     workers=not_negative(0),  # processes that decode, at most one a core; 0: threads
     heartbeat_seconds=positive(100),  # a process silent for so long is dead, and ends the others
     stall_seconds=positive(1800),  # several processes end after so long without a finished step
-    max_damaged=not_negative(10),  # examples of a split that cannot be read; more end the run
+    max_corrupt=not_negative(10),  # examples of a split that cannot be read; more end the run
   ),
   parallel=dict(
     fsdp=positive(1),  # devices that share one copy of the parameters and the optimiser's state
@@ -180,6 +180,11 @@ _KEYS: dict[str, Any] = dict(
     remat=False,  # scan, and compute each block's maps again for its gradient: for less memory
   ),
 )
+
+
+# Where keys were in the configs of older runs, and where they are now.
+_RENAMED = {("optimizer", name): ("step", name) for name in _KEYS["step"]}
+_RENAMED["run", "max_damaged"] = ("run", "max_corrupt")
 
 
 def base() -> config_dict.ConfigDict:
@@ -485,9 +490,9 @@ def read_json(path: pathlib.Path) -> config_dict.ConfigDict:
   config = base()
   try:
     fields = json.loads(path.read_text())
-    for name in _KEYS["step"]:  # they were in the section `optimizer` once
-      if name in fields["optimizer"]:
-        fields.setdefault("step", {})[name] = fields["optimizer"].pop(name)
+    for (old_section, old), (section, name) in _RENAMED.items():
+      if old in fields[old_section]:
+        fields.setdefault(section, {})[name] = fields[old_section].pop(old)
     config.update(fields)
   except FileNotFoundError:
     raise UserError(f"{path} does not exist: --workdir has to be that of a run") from None

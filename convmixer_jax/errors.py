@@ -19,7 +19,7 @@ class Stopped(KeyboardInterrupt):
     self.signum = signum
 
 
-class DamagedError(UserError):
+class CorruptError(UserError):
   """An example that cannot be read or decoded; a run skips a few of them."""
 
 

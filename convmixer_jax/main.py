@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
   workdir = storage.path_of(options.workdir or f"runs/{pathlib.Path(options.config).stem}")
   config = read_config(workdir)
   config_lib.validate(config)  # before processes meet, which takes a setting already
-  with processes.joined(
+  with processes.initialized(
     options.coordinator,
     options.num_processes,
     options.process_id,

@@ -242,17 +242,17 @@ def main(argv: Sequence[str]) -> None:
     options.init_from, options.activation, options.image_size
   )
   width = min(max(len(str(file)) for file in files), 40)
-  damaged = 0
+  corrupt = 0
   for prediction in predict(
     forward, variables, preprocessing, files, batch_size=options.batch_size
   ):
     if prediction.error:
-      damaged += 1
+      corrupt += 1
       print(f"{prediction.file}: {prediction.error}", file=sys.stderr)
     else:
       print(as_json(prediction) if options.json else as_table(prediction, width), flush=True)
-  if damaged:
-    raise UserError(f"{damaged} of {len(files)} images could not be read, see above")
+  if corrupt:
+    raise UserError(f"{corrupt} of {len(files)} images could not be read, see above")
 
 
 def run() -> None:

@@ -53,7 +53,7 @@ def prepare(
     One line that says what is there now, and where.
 
   Raises:
-    UserError: if anything is missing, damaged or not as it has to be.
+    UserError: if anything is missing, corrupt or not as it has to be.
   """
   source = pathlib.Path(manual_dir).expanduser() if manual_dir else None
   try:

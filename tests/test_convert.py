@@ -109,12 +109,12 @@ def test_what_is_read_again_and_differs_is_removed(variables, tmp_path, monkeypa
   save_bundle(tmp_path / "a", variables)
   save = pretrained.save
 
-  def damaged(path, weights, **options):
+  def corrupt(path, weights, **options):
     stats = jax.tree.map(lambda x: jnp.nextafter(x, 9.0), variables["batch_stats"])
     changed = {**variables, "batch_stats": stats}
     save(path, dataclasses.replace(weights, variables=changed), **options)
 
-  monkeypatch.setattr(pretrained, "save", damaged)
+  monkeypatch.setattr(pretrained, "save", corrupt)
   with pytest.raises(UserError, match="was not what was written"):
     convert.convert(str(tmp_path / "a"), tmp_path / "b.safetensors")
   assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -67,12 +67,12 @@ def test_one_stablehlo_file_is_for_all_platforms(model, variables, depthwise):
 def test_a_mismatch_fails_and_leaves_nothing(weights, tmp_path, monkeypatch):
   serialize = stablehlo.serialize
 
-  def damaged(model, variables, shape):
+  def corrupt(model, variables, shape):
     params = dict(variables["params"])
     params["head"] = {**params["head"], "bias": params["head"]["bias"] + 1e-2}
     return serialize(model, {**variables, "params": params}, shape)
 
-  monkeypatch.setattr(stablehlo, "serialize", damaged)
+  monkeypatch.setattr(stablehlo, "serialize", corrupt)
   with pytest.raises(UserError, match=r"logits differ by 0\.01"):
     export.export(weights, tmp_path / "out.stablehlo")
   assert not list(tmp_path.iterdir())
@@ -127,8 +127,8 @@ def test_beside_stablehlo_lies_what_its_images_need(weights, tmp_path):
   assert told == dataclasses.replace(NEEDS, image_size=16)
   assert call(np.zeros((3, 16, 16, 3), np.float32)).shape == (3, 5)
   for text, message in (
-    (json.dumps(NEEDS.to_dict(5)), r"a.bin.json is damaged or not of a.bin: input_size is \[3, 8,"),
-    ("{", "is damaged or not of a.bin"),
+    (json.dumps(NEEDS.to_dict(5)), r"a.bin.json is corrupt or not of a.bin: input_size is \[3, 8,"),
+    ("{", "is corrupt or not of a.bin"),
     (json.dumps({**found, "num_classes": 4}), "num_classes is 4"),
   ):
     (tmp_path / "a.bin.json").write_text(text)

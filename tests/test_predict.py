@@ -85,15 +85,15 @@ def test_probabilities_are_those_by_hand_whatever_the_batch(
     np.testing.assert_allclose([p for _, p in prediction.classes], expected[order], atol=2e-4)
 
 
-def test_damaged_images_are_reported_in_their_place_and_the_rest_is_as_without_them(
+def test_corrupt_images_are_reported_in_their_place_and_the_rest_is_as_without_them(
   model, variables, view, photo_files
 ):
   expected = predictions(model, variables, view, photo_files)
-  damaged = photo_files[0].with_name("damaged.jpg")
-  damaged.write_bytes(photo_files[0].read_bytes()[:200])
+  corrupt = photo_files[0].with_name("corrupt.jpg")
+  corrupt.write_bytes(photo_files[0].read_bytes()[:200])
   empty = photo_files[0].with_name("empty.png")
   empty.touch()
-  files = [damaged, *photo_files[:3], empty, *photo_files[3:]]
+  files = [corrupt, *photo_files[:3], empty, *photo_files[3:]]
   found = predictions(model, variables, view, files, batch_size=3)
   assert [p.file for p in found] == files
   assert "cannot be decoded" in found[0].error and "0 bytes" in found[4].error
@@ -102,7 +102,7 @@ def test_damaged_images_are_reported_in_their_place_and_the_rest_is_as_without_t
     np.testing.assert_allclose([p for _, p in a.classes], [p for _, p in b.classes], rtol=1e-5)
 
 
-def test_nothing_but_damaged_images(model, variables, view, tmp_path):
+def test_nothing_but_corrupt_images(model, variables, view, tmp_path):
   (tmp_path / "a.jpg").write_bytes(b"no image")
   (found,) = predictions(model, variables, view, [tmp_path / "a.jpg"])
   assert found.classes == [] and found.error
@@ -311,7 +311,7 @@ def test_names_of_a_run(configs, tmp_path, caplog):
   class_names.write(tmp_path, ["n01443537", "été"])
   assert workdir.preprocessing_of(config, tmp_path).class_names == ("goldfish", "été")
   (tmp_path / "class_names.json").write_text("[")
-  with pytest.raises(UserError, match=r"class_names.json is damaged: .* writes it again"):
+  with pytest.raises(UserError, match=r"class_names.json is corrupt: .* writes it again"):
     workdir.preprocessing_of(config, tmp_path)
   (tmp_path / "class_names.json").unlink()  # as in runs that did not write it
   assert workdir.preprocessing_of(config, tmp_path).class_names == tuple("0123456789")

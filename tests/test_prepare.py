@@ -27,7 +27,7 @@ def run(*arguments):
   return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_downloads_and_refuses_a_damaged_download(archives, tmp_path, monkeypatch):
+def test_downloads_and_refuses_a_corrupt_download(archives, tmp_path, monkeypatch):
   handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=archives)
   with http.server.ThreadingHTTPServer(("localhost", 0), handler) as server:
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -38,7 +38,7 @@ def test_downloads_and_refuses_a_damaged_download(archives, tmp_path, monkeypatc
     make["register"](builders.Cifar10, {url: archive})
     whole = archive.read_bytes()
     archive.write_bytes(whole[:-1] + b"x")
-    with pytest.raises(UserError, match=r"localhost.*damaged.*--manual_dir.*checksum"):
+    with pytest.raises(UserError, match=r"localhost.*corrupt.*--manual_dir.*checksum"):
       prepare.prepare("cifar10", data_dir=str(tmp_path / "data"))
     archive.write_bytes(whole)
     done = prepare.prepare("cifar10", data_dir=str(tmp_path / "data"))

@@ -1,4 +1,4 @@
-"""Images and records that are damaged on the disk."""
+"""Images and records that are corrupt on the disk."""
 
 import pathlib
 import re
@@ -12,7 +12,7 @@ from convmixer_jax import prepare
 TRIALS, LIMIT, IMAGES = 1, 3, 40  # images of each of two classes
 
 
-def damaged_examples(bench: Bench) -> Outcome:
+def corrupt_examples(bench: Bench) -> Outcome:
   """As many as are allowed: each is named, and both runs end alike; one more: the run stops."""
   outcome = Outcome("corrupt JPEGs and records")
   photos = bench.root / "photos"
@@ -39,7 +39,7 @@ def damaged_examples(bench: Bench) -> Outcome:
         "--config.run.epochs=4",
         "--config.run.eval_every_epochs=2",
         "--config.run.checkpoint_every_steps=5",
-        f"--config.run.max_damaged={LIMIT}",
+        f"--config.run.max_corrupt={LIMIT}",
         f"--config.run.workers={2 * (dataset == 'blobs')}",
       ]
       victims = bench.random.sample(range(2 * IMAGES), LIMIT + 1)
@@ -49,7 +49,7 @@ def damaged_examples(bench: Bench) -> Outcome:
       whole = finished(bench.new("skipping"), flags)
       run = Run(bench.new("skipping"), flags)
       ended_well = run.wait() == 0
-      warned = [x for x in run.output().splitlines() if "skipped a damaged example" in x]
+      warned = [x for x in run.output().splitlines() if "skipped a corrupt example" in x]
       counts = [x["num_examples"] for x in lines(run.workdir) if x["split"] == "eval"]
       honest = len(warned) == LIMIT + 1 and counts == [2 * IMAGES - 1] * len(counts)
       alike = same_end(whole, run.workdir)
@@ -59,8 +59,8 @@ def damaged_examples(bench: Bench) -> Outcome:
       code = run.wait()
       # With data workers Python's `resource_tracker` may have the last word.
       told = run.line_with("error: ")
-      outcome.seen = re.sub(r"(max_damaged is \d+: ).*(?= Mend)", r"\1...", told)
-      count = f"error: {LIMIT + 1} examples are damaged, config.run.max_damaged is {LIMIT}"
+      outcome.seen = re.sub(r"(max_corrupt is \d+: ).*(?= Mend)", r"\1...", told)
+      count = f"error: {LIMIT + 1} examples are corrupt, config.run.max_corrupt is {LIMIT}"
       outcome.count(survived=code == 1 and told.startswith(count))
   outcome.note = f"half with {LIMIT} of them, named and counted; half with one more, which stop; "
   outcome.note += "JPEGs without data workers, records with two"

@@ -1,4 +1,4 @@
-"""Disks that are full or read-only, and checkpoints that are damaged."""
+"""Disks that are full or read-only, and checkpoints that are corrupt."""
 
 from collections.abc import Iterator
 import contextlib
@@ -19,7 +19,7 @@ from benchmarks.faults.runs import (
   same_end,
 )
 
-DISKS, DAMAGES, READ_ONLY = 3, 3, 2
+DISKS, CORRUPTIONS, READ_ONLY = 3, 3, 2
 
 
 @contextlib.contextmanager
@@ -100,10 +100,10 @@ def read_only(bench: Bench) -> Outcome:
   return outcome
 
 
-def damaged_checkpoint(bench: Bench) -> Outcome:
+def corrupt_checkpoint(bench: Bench) -> Outcome:
   """The newest checkpoint of a run that was killed is spoiled in four ways."""
-  outcome = Outcome("damaged newest checkpoint")
-  start = bench.new("to_be_damaged")
+  outcome = Outcome("corrupt newest checkpoint")
+  start = bench.new("to_be_corrupt")
   run = Run(start)
   run.wait_for_step(STEPS // 2)
   run.signal_all(signal.SIGKILL)
@@ -111,12 +111,12 @@ def damaged_checkpoint(bench: Bench) -> Outcome:
   older = checkpoints(start)[1]
   files = [path for path in checkpoints(start)[0].rglob("*") if path.is_file()]
   harmless = 0
-  for damage in (_truncate, _zero, _flip, _delete_half):
-    for _ in range(DAMAGES):
-      workdir = bench.new("damaged")
+  for spoil in (_truncate, _zero, _flip, _delete_half):
+    for _ in range(CORRUPTIONS):
+      workdir = bench.new("corrupt")
       shutil.copytree(start, workdir)
       file = workdir / bench.random.choice(files).relative_to(start)
-      damage(bench, checkpoints(workdir)[0], file)
+      spoil(bench, checkpoints(workdir)[0], file)
       run = Run(workdir)
       ended_well = run.wait() == 0
       noticed = run.line_with("cannot be read")

@@ -10,7 +10,7 @@ import numpy as np
 def fingerprints(tree: Any) -> dict[str, int]:
   """Of each array, by its path in the tree: 32 bits that depend on every bit of it.
 
-  Another value of one number always gives another fingerprint, other damage in all but one
+  Another value of one number always gives another fingerprint, other corruption in all but one
   case of 2^32. Arrays may be cut over devices and processes, which all have to ask.
   """
   found = jax.device_get(_fingerprints(tree))

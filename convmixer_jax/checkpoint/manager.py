@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 class Checkpoints:
   """Saves a run's states, and keeps the newest `keep` and the most accurate of them.
 
-  `resume` comes first, since it clears damaged checkpoints out of the way.
+  `resume` comes first, since it clears corrupt checkpoints out of the way.
   """
 
   def __init__(self, workdir: pathlib.Path, keep: int = 2):
@@ -95,12 +95,12 @@ def restore(workdir: pathlib.Path, like: Any, step: int | None = None) -> tuple[
   index = jax.process_index()
   settings = ocp_manager.CheckpointManagerOptions(
     read_only=True,
-    lightweight_initialize=True,  # its metrics would fail as a whole if one file is damaged
-    # Each process reads by itself: Orbax would wait for one that finds an array damaged.
+    lightweight_initialize=True,  # its metrics would fail as a whole if one file is corrupt
+    # Each process reads by itself: Orbax would wait for one that finds an array corrupt.
     multiprocessing_options=options.MultiprocessingOptions(index, {index}, str(index)),
   )
   with ocp_manager.CheckpointManager(directory, options=settings) as manager:
-    steps = processes.of_first(sorted(manager.all_steps(), reverse=True))
+    steps = processes.broadcast(sorted(manager.all_steps(), reverse=True))
     if not steps:
       raise UserError(f"{directory} has no checkpoint")
     if step is not None and step not in steps:
@@ -138,7 +138,7 @@ def has_begun(workdir: pathlib.Path) -> bool:
 def resume(workdir: pathlib.Path, fresh: TrainState) -> tuple[TrainState, int]:
   """The newest state that can be read, or `fresh` and 0 where nothing was saved yet.
 
-  Damaged checkpoints would be in the way of the next saves: they are moved to
+  Corrupt checkpoints would be in the way of the next saves: they are moved to
   `workdir/unreadable_checkpoints`.
 
   Raises:
@@ -153,8 +153,8 @@ def resume(workdir: pathlib.Path, fresh: TrainState) -> tuple[TrainState, int]:
       target = directory.with_name("unreadable_checkpoints") / str(other)
       target.parent.mkdir(exist_ok=True)
       (directory / str(other)).rename(target)
-      _log.warning("moved the damaged checkpoint of step %d to %s", other, target)
-  processes.wait_for_all("damaged checkpoints are out of the way")
+      _log.warning("moved the corrupt checkpoint of step %d to %s", other, target)
+  processes.barrier("corrupt checkpoints are out of the way")
   return TrainState(**{**found, "key": jax.random.wrap_key_data(found["key"])}), step
 
 
@@ -173,7 +173,7 @@ def _read(manager: ocp_manager.CheckpointManager, step: int, like: Any) -> tuple
 
 
 def _differing(state: Any, position: Any) -> str:
-  """Names of arrays that are not as they were saved: Orbax notices damage in most files only."""
+  """Names of arrays that are not as they were saved; Orbax notices that in most files only."""
   saved = position.get("fingerprints", {})  # older checkpoints have none
   found = fingerprints(state)
   return ", ".join(name for name in found if saved.get(name, found[name]) != found[name])
@@ -200,7 +200,7 @@ def _accuracy(metrics: dict[str, float]) -> float:
 
 def _steps(workdir: pathlib.Path) -> list[int]:
   names = [path.name for path in _directory(workdir).glob("*")]
-  return processes.of_first([int(name) for name in names if name.isdecimal()])
+  return processes.broadcast([int(name) for name in names if name.isdecimal()])
 
 
 def _directory(workdir: pathlib.Path) -> pathlib.Path:

@@ -42,7 +42,7 @@ def create_state(
   image_shape: tuple[int, int, int],
   with_ema: bool = False,
 ) -> TrainState:
-  """A fresh state, made on the mesh, where `sharding.cut` says.
+  """A fresh state, made on the mesh, where `sharding.state_sharding` says.
 
   Args:
     model: whose variables are initialised.
@@ -60,4 +60,4 @@ def create_state(
     step, ema = jnp.zeros((), jnp.int32), variables if with_ema else None
     return TrainState(step, params, batch_stats, optimizer.init(params), key, ema)
 
-  return jax.jit(create, out_shardings=sharding.cut(mesh, jax.eval_shape(create)))()
+  return jax.jit(create, out_shardings=sharding.state_sharding(mesh, jax.eval_shape(create)))()

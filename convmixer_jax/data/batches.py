@@ -17,10 +17,10 @@ from absl import flags
 import grain
 import numpy as np
 
-from convmixer_jax.data.corrupt import Damage
+from convmixer_jax.data.corrupt import CorruptExamples
 from convmixer_jax.data.datasets import ArraySource, Source
 from convmixer_jax.data.preprocess import Preprocess
-from convmixer_jax.errors import DamagedError, UserError
+from convmixer_jax.errors import CorruptError, UserError
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Batches:
   [b]}, or, with `index_only`, {"index": int32 [b], "mask"} for images that lie
   on the device; b is this process's share of the global batch.
 
-  In training another example takes the place of one that is damaged: seed, batch
+  In training another example takes the place of one that is corrupt: seed, batch
   and row decide which, so that the batch stays as large. In evaluation its mask is 0.
 
   Attributes:
@@ -51,7 +51,7 @@ class Batches:
     drop_remainder: in training, leave out an epoch's last, smaller batch.
     process_index, process_count: which share of each batch is made.
     index_only: leave images and labels out.
-    damage: the damaged examples that were found.
+    corruption: the corrupt examples that were found.
   """
 
   source: Source
@@ -63,7 +63,9 @@ class Batches:
   process_index: int = 0
   process_count: int = 1
   index_only: bool = False
-  damage: Damage = dataclasses.field(default_factory=Damage, compare=False)
+  corrupt_examples: CorruptExamples = dataclasses.field(
+    default_factory=CorruptExamples, compare=False
+  )
 
   def __len__(self) -> int:
     """Batches in an epoch."""
@@ -82,11 +84,11 @@ class Batches:
     return self._make(number)[0]
 
   def readable(self) -> np.ndarray:
-    """The numbers of the examples that are not known to be damaged, int [<= len(source)]."""
-    return np.setdiff1d(np.arange(len(self.source)), list(self.damage.reasons))
+    """The numbers of the examples that are not known to be corrupt, int [<= len(source)]."""
+    return np.setdiff1d(np.arange(len(self.source)), list(self.corrupt_examples.reasons))
 
   def _make(self, number: int) -> tuple[Batch, dict[int, str]]:
-    """A batch, and the damaged examples that came up in it, with the reasons.
+    """A batch, and the corrupt examples that came up in it, with the reasons.
 
     Raises:
       UserError: if they are too many.
@@ -96,16 +98,16 @@ class Batches:
     share = size // self.process_count
     rows = range(self.process_index * share, (self.process_index + 1) * share)
     mine = indices[rows.start : rows.stop].copy()  # of a permutation that is kept
-    damaged: dict[int, str] = {}
+    corrupt: dict[int, str] = {}
     draws: dict[int, np.random.Generator] = {}
     while True:
       batch, found = self._examples(number, rows, mine)
-      damaged |= found
-      self.damage.check(damaged)
+      corrupt |= found
+      self.corrupt_examples.check(corrupt)
       if not (self.train and found):
         break
-      if len(damaged) == len(self.source):
-        raise UserError(f"all {len(damaged)} examples are damaged: {next(iter(damaged.values()))}")
+      if len(corrupt) == len(self.source):
+        raise UserError(f"all {len(corrupt)} examples are corrupt: {next(iter(corrupt.values()))}")
       for place in np.flatnonzero(batch["mask"] == 0):  # made again with others in their places
         row = rows[place]
         draw = draws.setdefault(row, np.random.default_rng((self.seed, number, row, 1)))
@@ -113,24 +115,24 @@ class Batches:
     if missing := share - len(mine):
       for name, x in batch.items():
         batch[name] = np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
-    return batch, damaged
+    return batch, corrupt
 
   def _examples(
     self, number: int, rows: range, indices: np.ndarray
   ) -> tuple[Batch, dict[int, str]]:
-    """A batch of these examples, and which of them are damaged: their mask is 0."""
-    known = self.damage.reasons
-    damaged = {index: known[index] for index in indices.tolist() if index in known}
+    """A batch of these examples, and which of them are corrupt: their mask is 0."""
+    known = self.corrupt_examples.reasons
+    corrupt = {index: known[index] for index in indices.tolist() if index in known}
     if self.index_only:
       batch = {"index": indices.astype(np.int32)}
     elif isinstance(self.source, ArraySource) and self.preprocess.crop == "none":
       batch = {"image": self.source.images[indices], "label": self.source.labels[indices]}
     else:
       generators = (self._rng(number, row) for row in rows)
-      images, labels, damaged = read(self.source, self.preprocess, indices, generators, known)
+      images, labels, corrupt = read(self.source, self.preprocess, indices, generators, known)
       batch = {"image": images, "label": labels}
-    batch["mask"] = np.array([index not in damaged for index in indices.tolist()], np.float32)
-    return batch, damaged
+    batch["mask"] = np.array([index not in corrupt for index in indices.tolist()], np.float32)
+    return batch, corrupt
 
   def _rng(self, number: int, row: int) -> np.random.Generator | None:
     """What decides the random crop of a row in batch `number`."""
@@ -143,12 +145,12 @@ class Batches:
     is killed: then they are started anew, a few times.
 
     Raises:
-      UserError: if too many examples are damaged, or too many workers were killed.
+      UserError: if too many examples are corrupt, or too many workers were killed.
     """
     for attempt in itertools.count(1):
       try:
-        for batch, damaged in self._ahead(start, stop, workers):
-          self.damage.note(damaged)
+        for batch, corrupt in self._ahead(start, stop, workers):
+          self.corrupt_examples.note(corrupt)
           start += 1
           yield batch
         return
@@ -193,10 +195,10 @@ def read(
     source, preprocess: of the examples.
     indices: their numbers.
     generators: what decides the random crop of each, or None.
-    known: the damaged examples of the source, with the reasons.
+    known: the corrupt examples of the source, with the reasons.
 
   Returns:
-    uint8 images [n, h, w, c] and int32 labels [n], and which of the examples are damaged, known or
+    uint8 images [n, h, w, c] and int32 labels [n], and which of the examples are corrupt, known or
     not, with the reasons; those are left 0.
 
   Raises:
@@ -206,47 +208,49 @@ def read(
   size = preprocess.image_size
   images = np.zeros((len(numbers), size, size, source.channels), np.uint8)
   labels = np.zeros(len(numbers), np.int32)
-  damaged = {index: known[index] for index in numbers if index in known}
-  sound = [index for index in numbers if index not in damaged]
+  corrupt = {index: known[index] for index in numbers if index in known}
+  sound = [index for index in numbers if index not in corrupt]
   try:
     examples = dict(zip(sound, source.read(sound), strict=True))
-  except DamagedError:  # the others are read again, one by one
+  except CorruptError:  # the others are read again, one by one
     examples = {}
   for place, (index, rng) in enumerate(zip(numbers, generators, strict=False)):
-    if index in damaged:
+    if index in corrupt:
       continue
     try:
       encoded, label = examples.get(index) or source.read([index])[0]
       images[place], labels[place] = preprocess(encoded, source.channels, rng), label
     except UserError as error:
       message = f"{source.describe(index)}: {error}"
-      if not isinstance(error, DamagedError):
+      if not isinstance(error, CorruptError):
         raise UserError(message) from None
-      damaged[index] = message
-  return images, labels, damaged
+      corrupt[index] = message
+  return images, labels, corrupt
 
 
-def in_memory(source: Source, preprocess: Preprocess, damage: Damage | None = None) -> ArraySource:
+def in_memory(
+  source: Source, preprocess: Preprocess, corrupt_examples: CorruptExamples | None = None
+) -> ArraySource:
   """Decodes all examples once; their images have to have the same size.
 
   Args:
     source, preprocess: of the examples.
-    damage: takes note of those that are left 0; without it, none may be.
+    corruption: takes note of those that are left 0; without it, none may be.
 
   Raises:
-    UserError: if too many are damaged, or one has another size.
+    UserError: if too many are corrupt, or one has another size.
   """
   if isinstance(source, ArraySource):
     return source
-  damage = Damage() if damage is None else damage
+  corrupt_examples = CorruptExamples() if corrupt_examples is None else corrupt_examples
 
   def decoded(start: int) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
     indices = range(start, min(start + 256, len(source)))
-    return read(source, preprocess, indices, itertools.repeat(None), damage.reasons)
+    return read(source, preprocess, indices, itertools.repeat(None), corrupt_examples.reasons)
 
   with futures.ThreadPoolExecutor() as pool:  # decoding releases Python's lock
-    images, labels, damaged = zip(*pool.map(decoded, range(0, len(source), 256)), strict=True)
-  damage.note({index: reason for part in damaged for index, reason in part.items()})
+    images, labels, corrupt = zip(*pool.map(decoded, range(0, len(source), 256)), strict=True)
+  corrupt_examples.note({index: reason for part in corrupt for index, reason in part.items()})
   return ArraySource(np.concatenate(images), np.concatenate(labels), source.class_names)
 
 

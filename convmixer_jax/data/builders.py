@@ -42,7 +42,7 @@ class _CifarInMemory:
       path = dl_manager.download(layout.url)  # or from --manual_dir; checks size and SHA-256
     except Exception as error:
       raise UserError(
-        f"{layout.url} cannot be downloaded, is missing or damaged. Bring the right file into a "
+        f"{layout.url} cannot be downloaded, is missing or corrupt. Bring the right file into a "
         f"directory DIR by other means, and add --manual_dir=DIR. {reason(error)}"
       ) from error
     files = {name: file.read() for name, file in _read_tar(pathlib.Path(path), None)}

@@ -42,7 +42,7 @@ def read(workdir: pathlib.Path) -> tuple[str, ...] | None:
   """What `write` wrote; None if it did not.
 
   Raises:
-    UserError: if the file is damaged.
+    UserError: if the file is corrupt.
   """
   path = workdir / _FILE
   if not path.is_file():
@@ -51,5 +51,5 @@ def read(workdir: pathlib.Path) -> tuple[str, ...] | None:
     return tuple(map(str, json.loads(path.read_text())))
   except (TypeError, ValueError) as error:
     raise UserError(
-      f"{path} is damaged: {error}. Remove it: the run's command writes it again"
+      f"{path} is corrupt: {error}. Remove it: the run's command writes it again"
     ) from None

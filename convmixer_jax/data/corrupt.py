@@ -11,8 +11,8 @@ _SHOWN = 3
 
 
 @dataclasses.dataclass
-class Damage:
-  """The damaged examples that were found so far.
+class CorruptExamples:
+  """The corrupt examples that were found so far.
 
   Attributes:
     limit: how many there may be; 0 stops at the first.
@@ -34,7 +34,7 @@ class Damage:
     shown = "; ".join(list(reasons.values())[:_SHOWN])
     rest = f"; and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
     raise UserError(
-      f"{len(reasons)} examples are damaged, config.run.max_damaged is {self.limit}: {shown}{rest}."
+      f"{len(reasons)} examples are corrupt, config.run.max_corrupt is {self.limit}: {shown}{rest}."
       " Mend the data, or allow more of them, and repeat the command: it goes on from its newest "
       "checkpoint"
     )
@@ -45,10 +45,10 @@ class Damage:
     new = {index: reason for index, reason in found.items() if index not in self.reasons}
     self.reasons = self.reasons | new  # another dict: threads read this one
     for reason in new.values():
-      _log.warning("skipped a damaged example: %s", reason)
+      _log.warning("skipped a corrupt example: %s", reason)
     if new:
       _log.warning(
-        "%d damaged so far; config.run.max_damaged=%d allows no more than these",
+        "%d corrupt so far; config.run.max_corrupt=%d allows no more than these",
         len(self.reasons),
         self.limit,
       )

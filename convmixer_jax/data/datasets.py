@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from convmixer_jax.errors import DamagedError, UserError
+from convmixer_jax.errors import CorruptError, UserError
 
 Example = tuple[bytes | np.ndarray, int]
 
@@ -40,7 +40,7 @@ class Source(Protocol):
     """The examples with these numbers, from 0, in this order.
 
     Raises:
-      DamagedError: if one of them cannot be read.
+      CorruptError: if one of them cannot be read.
     """
 
   def describe(self, index: int) -> str:
@@ -127,7 +127,7 @@ class TfdsSource:
     """As in `Source`; one request for all of them, which is faster than one for each.
 
     Raises:
-      DamagedError: if a record does not agree with its checksum.
+      CorruptError: if a record does not agree with its checksum.
       UserError: naming the file that is missing, or has lost the index at its end.
     """
     indices = [int(index) for index in indices]
@@ -135,7 +135,7 @@ class TfdsSource:
       records = self._records.__getitems__(indices)
     except RuntimeError as error:  # array_record's
       self._check_files(indices)
-      raise DamagedError(f"the record cannot be read: {error}") from None
+      raise CorruptError(f"the record cannot be read: {error}") from None
     return [(record["image"], int(record["label"])) for record in records]
 
   def describe(self, index: int) -> str:
@@ -198,7 +198,7 @@ class FolderSource:
     try:
       return [(file.read_bytes(), label) for file, label in (self._files[i] for i in indices)]
     except OSError as error:
-      raise DamagedError(f"the file cannot be read: {error.strerror}") from None
+      raise CorruptError(f"the file cannot be read: {error.strerror}") from None
 
   def describe(self, index: int) -> str:
     """As in `Source`: the file."""

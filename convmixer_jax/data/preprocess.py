@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 
 from convmixer_jax.data.resize import resize
-from convmixer_jax.errors import DamagedError, UserError, check_name
+from convmixer_jax.errors import CorruptError, UserError, check_name
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Preprocess:
     """Decodes and crops to uint8 [image_size, image_size, channels], at random if `rng` is given.
 
     Raises:
-      DamagedError: if the image cannot be decoded.
+      CorruptError: if the image cannot be decoded.
       UserError: if it has another size and is not cropped.
     """
     size = self.image_size
@@ -119,7 +119,7 @@ def decode(image: bytes, channels: int) -> np.ndarray:
   applied.
 
   Raises:
-    DamagedError: if it is damaged, no image, or of levels without a known white.
+    CorruptError: if it is corrupt, no image, or of levels without a known white.
   """
   jpeg = _jpeg()
   if jpeg and image.startswith(b"\xff\xd8"):
@@ -137,7 +137,7 @@ def decode(image: bytes, channels: int) -> np.ndarray:
     picture = picture.convert("L" if channels == 1 else "RGB")
   except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
     reason = str(error).partition(" <_io")[0]  # Pillow names a buffer of ours
-    raise DamagedError(f"an image of {len(image)} bytes cannot be decoded: {reason}") from None
+    raise CorruptError(f"an image of {len(image)} bytes cannot be decoded: {reason}") from None
   return np.asarray(picture).reshape(picture.height, picture.width, channels)
 
 

@@ -56,7 +56,7 @@ def convert(builder: Any) -> bool:
     Whether anything had to be converted.
 
   Raises:
-    UserError: if a TFRecord file is missing or damaged, the directory cannot be written to, or its
+    UserError: if a TFRecord file is missing or corrupt, the directory cannot be written to, or its
       disk is too small.
   """
   directory, shards = pathlib.Path(builder.data_dir), _shards(builder)
@@ -139,7 +139,7 @@ def _convert_shard(source: pathlib.Path, target: pathlib.Path, length: int) -> N
 
 
 def _broken(path: pathlib.Path) -> str:
-  return f"{path} is cut short or damaged: bring it back from a copy"
+  return f"{path} is cut short or corrupt: bring it back from a copy"
 
 
 def _masked_crc(content: bytes) -> bytes:

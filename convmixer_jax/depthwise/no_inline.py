@@ -9,7 +9,7 @@ from jax import Array
 from jax.experimental.xla_metadata import set_xla_metadata
 
 
-def outlined(function: Callable[..., Array]) -> Callable[..., Array]:
+def not_inlined(function: Callable[..., Array]) -> Callable[..., Array]:
   """Makes a jitted function that XLA does not inline; keyword-only arguments are static.
 
   XLA:CPU drops `lax.optimization_barrier` before it fuses. Without this hint the results are the

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from jax import Array, lax
 import jax.numpy as jnp
 
-from convmixer_jax.depthwise.no_inline import outlined
+from convmixer_jax.depthwise.no_inline import not_inlined
 
 ORDER = "bhwc"
 
@@ -49,12 +49,12 @@ def _pad(x_cbhw: Array, kernel_size: tuple[int, int], mirror: bool = False) -> A
   )
 
 
-@outlined
+@not_inlined
 def _padded(x_cbhw: Array, *, kernel_size: tuple[int, int], mirror: bool) -> Array:
   return _pad(x_cbhw, kernel_size, mirror)
 
 
-@outlined
+@not_inlined
 def _padded_maps(x_cbhw: Array, start: Array, *, maps: int, kernel_size: tuple[int, int]) -> Array:
   """Returns `maps` of the batch from `start` on, padded."""
   return _pad(lax.dynamic_slice_in_dim(x_cbhw, start, maps, axis=1), kernel_size)
@@ -76,7 +76,7 @@ def _correlate(x_cbhw: Array, kernel_hwc: Array, *, mirror: bool = False) -> Arr
   return y_blocks.reshape(x_cbhw.shape)
 
 
-@outlined
+@not_inlined
 def _correlate_block(x_cbhw: Array, kernel_hwc: Array, *, mirror: bool) -> Array:
   (rows, columns, channels), (height, width) = kernel_hwc.shape, x_cbhw.shape[2:]
   padded = _padded(x_cbhw, kernel_size=(rows, columns), mirror=mirror)
@@ -104,7 +104,7 @@ def _channels_per_block(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...])
   )
 
 
-@outlined
+@not_inlined
 def _kernel_grad(x_cbhw: Array, g_cbhw: Array, *, kernel_size: tuple[int, int]) -> Array:
   """Returns the float32 (rows, columns, c) sum over b, h, w of `g_cbhw` times the map shifted by
   each tap.

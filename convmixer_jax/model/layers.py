@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from convmixer_jax.depthwise import depthwise_conv, gradients
-from convmixer_jax.depthwise.no_inline import outlined
+from convmixer_jax.depthwise.no_inline import not_inlined
 from convmixer_jax.model.act_norm import Groups, act_affine, act_norm
 
 DTYPES = ("float32", "bfloat16")
@@ -270,7 +270,7 @@ def _patches(image_bhwc: jax.Array, size: int, order: str) -> jax.Array:
 
 
 # XLA:CPU would fuse the last product, the activation and the mean into one slow loop.
-@outlined
+@not_inlined
 def average_pool(x_bhwf: jax.Array) -> jax.Array:
   """The mean over the positions, [b, f] float32."""
   return x_bhwf.astype(jnp.float32).mean((1, 2))

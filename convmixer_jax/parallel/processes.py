@@ -25,7 +25,7 @@ START_SECONDS = 300  # until all processes have to be there
 
 
 @contextlib.contextmanager
-def joined(
+def initialized(
   coordinator: str | None = None,
   num_processes: int | None = None,
   process_id: int | None = None,
@@ -161,18 +161,18 @@ def all_agree(is_right: bool) -> bool:
   return bool(multihost_utils.process_allgather(np.array(is_right)).all())
 
 
-def of_first(numbers: Sequence[int]) -> list[int]:
+def broadcast(numbers: Sequence[int]) -> list[int]:
   """The numbers that process 0 has, below 2^31; all processes have to ask."""
   count = int(multihost_utils.broadcast_one_to_all(np.int32(len(numbers))))
   mine = np.resize(np.array(numbers, np.int32), count)  # only process 0's are looked at
   return multihost_utils.broadcast_one_to_all(mine).tolist() if count else []
 
 
-def text_of_first(text: str) -> str:
+def broadcast_text(text: str) -> str:
   """The text that process 0 has; all processes have to ask."""
-  return bytes(of_first(list(text.encode()))).decode()
+  return bytes(broadcast(list(text.encode()))).decode()
 
 
-def wait_for_all(name: str) -> None:
+def barrier(name: str) -> None:
   """Until all processes are here; `name` says where."""
   multihost_utils.sync_global_devices(name)

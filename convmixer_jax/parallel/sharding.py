@@ -40,12 +40,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def sharded(mesh: Mesh, axis: int = 0) -> NamedSharding:
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
   """One axis, by default the first, cut over all devices."""
   return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXES))
 
 
-def cut(mesh: Mesh, tree: Any) -> Any:
+def state_sharding(mesh: Mesh, tree: Any) -> Any:
   """The sharding of each array of a state: the one rule of what lies where.
 
   Of an array of at least 4,096 elements, the longest axis that the mesh's "fsdp"
@@ -70,7 +70,7 @@ def _spec(shape: tuple[int, ...], parts: int) -> PartitionSpec:
 def describe(mesh: Mesh, params: Any) -> str:
   """One line on the mesh and on what `cut` makes of the parameters."""
   leaves = jax.tree.leaves(params)
-  shardings = jax.tree.leaves(cut(mesh, params))
+  shardings = jax.tree.leaves(state_sharding(mesh, params))
   sizes = [math.prod(x.shape) for x in leaves]
   is_cut = [not sharding.is_fully_replicated for sharding in shardings]
   device = mesh.devices.flat[0]
@@ -87,7 +87,7 @@ def describe(mesh: Mesh, params: Any) -> str:
   )
 
 
-def place(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+def device_put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
   """An array that each process has as a whole, in new memory on the devices of all of them."""
   host = np.asarray(x)
   return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index].copy())

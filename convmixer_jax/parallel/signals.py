@@ -38,7 +38,7 @@ class Interrupt:
     self._is_alone = jax.process_count() == 1
     if not self._is_alone:
       mesh = sharding.make_mesh()
-      self._sharding = sharding.sharded(mesh)
+      self._sharding = sharding.batch_sharding(mesh)
       self._greatest = jax.jit(jnp.max, out_shardings=sharding.replicated(mesh))
       self._vote: jax.Array | None = None
 

@@ -54,7 +54,7 @@ def load(path: pathlib.Path) -> TrainedModel:
   """What `save` wrote, in float32 on the default device.
 
   Raises:
-    UserError: if a part is missing or damaged.
+    UserError: if a part is missing or corrupt.
   """
   try:
     attributes = json.loads((path / "model.json").read_text())

@@ -63,13 +63,13 @@ def read(path: pathlib.Path) -> Any:
   What is in other containers or deeper, such as an optimiser's state, is left unread.
 
   Raises:
-    UserError: if the file is damaged, is no such file, or its pickle asks for more than tensors.
+    UserError: if the file is corrupt, is no such file, or its pickle asks for more than tensors.
   """
   try:
     with zipfile.ZipFile(path) as archive:
       return _Reader(path, archive).read()
   except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, ValueError) as error:
-    raise UserError(f"{path} is truncated or damaged: {error}") from None
+    raise UserError(f"{path} is truncated or corrupt: {error}") from None
 
 
 class _Reader:
@@ -99,9 +99,9 @@ class _Reader:
       ) from None
     except (UserError, zipfile.BadZipFile):
       raise
-    except Exception as error:  # whatever a damaged pickle makes the unpickler raise
+    except Exception as error:  # whatever a corrupt pickle makes the unpickler raise
       raise UserError(
-        f"{self._path} has a damaged data.pkl: {type(error).__name__}: {error}"
+        f"{self._path} has a corrupt data.pkl: {type(error).__name__}: {error}"
       ) from None
 
   def _with_arrays(self, value: Any, depth: int = 2) -> Any:
@@ -131,7 +131,7 @@ class _Reader:
     try:
       info = self._archive.getinfo(self._root + name)
     except KeyError:
-      raise UserError(f"{self._path} is damaged: {name} is missing in the archive") from None
+      raise UserError(f"{self._path} is corrupt: {name} is missing in the archive") from None
     if info.compress_type != zipfile.ZIP_STORED:  # else a small file could fill the memory
       raise UserError(f"{self._path} is compressed, which PyTorch's files are not")
     return self._archive.read(info)

@@ -14,7 +14,7 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
   """The tensors by name, of the file's dtypes, and the strings about the file.
 
   Raises:
-    UserError: if the file is truncated, damaged, has numbers of a kind that NumPy lacks, or is no
+    UserError: if the file is truncated, corrupt, has numbers of a kind that NumPy lacks, or is no
       such file.
   """
   try:
@@ -22,7 +22,7 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
       names = file.keys()
       return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
   except (safetensors.SafetensorError, AttributeError) as error:
-    raise UserError(f"{path} is truncated or damaged: {error}") from None
+    raise UserError(f"{path} is truncated or corrupt: {error}") from None
 
 
 def write(path: pathlib.Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:

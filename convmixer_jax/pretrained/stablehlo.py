@@ -63,7 +63,7 @@ def load(path: pathlib.Path) -> tuple[Forward, Preprocessing]:
   """The computation, of normalised images, and what the images need.
 
   Raises:
-    UserError: if one of the two files is missing or damaged.
+    UserError: if one of the two files is missing or corrupt.
   """
   call, shape, num_classes = load_computation(path)
   notes = notes_of(path)
@@ -78,7 +78,7 @@ def load(path: pathlib.Path) -> tuple[Forward, Preprocessing]:
       "weights tell how images are preprocessed; copy both"
     ) from None
   except ValueError as error:
-    raise UserError(f"{notes} is damaged or not of {path.name}: {error}") from None
+    raise UserError(f"{notes} is corrupt or not of {path.name}: {error}") from None
   return call, preprocessing
 
 
@@ -86,7 +86,7 @@ def load_computation(path: pathlib.Path) -> tuple[Forward, tuple[int, ...], int]
   """The computation, the shape (height, width, channels) of its images, and its classes.
 
   Raises:
-    UserError: if the file is damaged.
+    UserError: if the file is corrupt.
   """
   try:
     exported = jax.export.deserialize(bytearray(path.read_bytes()))

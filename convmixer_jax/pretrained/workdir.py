@@ -45,7 +45,7 @@ def preprocessing_of(config: config_dict.ConfigDict, workdir: pathlib.Path) -> P
       unknown, with a warning, if these are not on this machine.
 
   Raises:
-    UserError: if the names are there but damaged.
+    UserError: if the names are there but corrupt.
   """
   c, names = config.data, class_names.read(workdir)
   if names is None and c.dataset == "imagenet2012":

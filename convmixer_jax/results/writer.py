@@ -96,7 +96,7 @@ class Writer:
 
   def has(self, split: str, step: int) -> bool:
     """Whether this line was written before the run was resumed; all processes have to ask."""
-    return processes.of_first([(split, step) in self._written]) == [True]
+    return processes.broadcast([(split, step) in self._written]) == [True]
 
   def write(self, step: int, epoch: float, split: str, values: dict[str, float]) -> None:
     """One line of `metrics.jsonl`: {"step", "epoch", "split", and the values}."""

@@ -22,10 +22,10 @@ from convmixer_jax import config as config_lib
 from convmixer_jax.augment import Augmentation, policy
 from convmixer_jax.checkpoint.state import TrainState, create_state
 from convmixer_jax.data.batches import Batches
-from convmixer_jax.data.corrupt import Damage
+from convmixer_jax.data.corrupt import CorruptExamples
 from convmixer_jax.data.datasets import open_source
-from convmixer_jax.data.feed import Feed, cached
 from convmixer_jax.data.preprocess import Preprocess
+from convmixer_jax.data.shard_batch import ShardBatch, cached
 from convmixer_jax.errors import UserError
 from convmixer_jax.model.convmixer import ConvMixer
 from convmixer_jax.optim import optimizer as optim
@@ -66,7 +66,7 @@ def resolve(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
 
 def open_split(
   config: config_dict.ConfigDict, mesh: Mesh, split: str, *, train: bool
-) -> tuple[Batches, Feed]:
+) -> tuple[Batches, ShardBatch]:
   """The batches of a split, and what puts them on the mesh.
 
   Args:
@@ -108,7 +108,7 @@ def open_split(
     drop_remainder=c.drop_remainder,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
-    damage=Damage(config.run.max_damaged),
+    corrupt_examples=CorruptExamples(config.run.max_corrupt),
   )
   if train:
     _check_sizes(batches, mesh, "batch_size", config_lib.batch_unit(config))
@@ -249,7 +249,7 @@ def make_step(
       augmentation=make_augmentation(config, mesh),
     ),
     donate_argnums=0,
-    out_shardings=(sharding.cut(mesh, state), sharding.replicated(mesh)),
+    out_shardings=(sharding.state_sharding(mesh, state), sharding.replicated(mesh)),
   )
   return optimizer, step, fresh_state
 
@@ -267,23 +267,29 @@ def make_evaluator(
 
 
 def make_train_evaluator(
-  config: config_dict.ConfigDict, model: ConvMixer, batches: Batches, feed: Feed
+  config: config_dict.ConfigDict, model: ConvMixer, batches: Batches, shard_batch: ShardBatch
 ) -> Evaluator:
   """The evaluation of the split whose training batches these are; its images are kept once."""
   batches = dataclasses.replace(
     batches,
     train=False,
     batch_size=config.data.eval_batch_size,
-    damage=copy.copy(batches.damage),  # training and evaluation count for themselves
+    corrupt_examples=copy.copy(
+      batches.corrupt_examples
+    ),  # training and evaluation count for themselves
   )
-  return _evaluator(config, model, batches, feed, config.data.train_split)
+  return _evaluator(config, model, batches, shard_batch, config.data.train_split)
 
 
 def _evaluator(
-  config: config_dict.ConfigDict, model: ConvMixer, batches: Batches, feed: Feed, split: str
+  config: config_dict.ConfigDict,
+  model: ConvMixer,
+  batches: Batches,
+  shard_batch: ShardBatch,
+  split: str,
 ) -> Evaluator:
   mean, std = config.augment.mean, config.augment.std
   normalize = functools.partial(augment.normalize, mean=mean, std=std)
   return Evaluator(
-    model, batches, feed, normalize=normalize, workers=config.run.workers, name=split
+    model, batches, shard_batch, normalize=normalize, workers=config.run.workers, name=split
   )

@@ -58,5 +58,7 @@ def evaluate_weights(config: config_dict.ConfigDict) -> dict[str, float | str]:
   config, mesh = build.resolve(config), sharding.make_mesh()
   weights = init_from.read(config, with_head=True)  # first: data may take longer
   evaluator = build.make_evaluator(config, mesh, config.data.eval_split)
-  values = evaluator(jax.tree.map(lambda x: sharding.place(x, sharding.replicated(mesh)), weights))
+  values = evaluator(
+    jax.tree.map(lambda x: sharding.device_put(x, sharding.replicated(mesh)), weights)
+  )
   return {"init_from": config.init_from, "split": "eval", **values}

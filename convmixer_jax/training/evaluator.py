@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from convmixer_jax.data.batches import Batches
-from convmixer_jax.data.feed import Feed
+from convmixer_jax.data.shard_batch import ShardBatch
 from convmixer_jax.model.convmixer import ConvMixer
 from convmixer_jax.parallel import sharding
 from convmixer_jax.results.predictions import Predictions
@@ -55,7 +55,7 @@ class Evaluator:
 
   Args:
     model: whose answers are looked at.
-    batches, feed: of the split, for evaluation.
+    batches, shard_batch: of the split, for evaluation.
     normalize: makes of uint8 images what the model takes.
     workers: processes that decode; 0 for threads.
     name: of the split, for the log.
@@ -65,15 +65,15 @@ class Evaluator:
     self,
     model: ConvMixer,
     batches: Batches,
-    feed: Feed,
+    shard_batch: ShardBatch,
     *,
     normalize: Callable[[jax.Array], jax.Array],
     workers: int,
     name: str,
   ):
     self.model, self.batches = model, batches
-    self._feed, self._workers = feed, workers
-    replicated = sharding.replicated(feed.mesh)
+    self._shard_batch, self._workers = shard_batch, workers
+    replicated = sharding.replicated(shard_batch.mesh)
 
     def compiled(function: Any, what: str) -> compiling.Announced:
       step = functools.partial(function, model=model, normalize=normalize)
@@ -84,18 +84,18 @@ class Evaluator:
     self._predict = compiled(predict_step, "the prediction step")
 
   def __call__(self, variables: Any) -> dict[str, float]:
-    """Loss and accuracies over the whole split, and "num_examples", damaged ones left out.
+    """Loss and accuracies over the whole split, and "num_examples", corrupt ones left out.
 
     Args:
       variables: {"params", "batch_stats"} on the mesh.
 
     Raises:
       AssertionError: if an example was left out or counted twice.
-      UserError: if more examples are damaged than `config.run.max_damaged`.
+      UserError: if more examples are corrupt than `config.run.max_corrupt`.
     """
     parts = list(self._outputs(self._step, variables))
     totals = jax.tree.map(lambda *xs: sum(map(float, xs)), *parts)  # in Python's float64
-    examples = len(self.batches.source) - self._num_damaged()
+    examples = len(self.batches.source) - self._num_corrupt()
     assert totals["count"] == examples, (totals["count"], examples)
     return {**metrics.averages(totals), "num_examples": examples}
 
@@ -114,11 +114,11 @@ class Evaluator:
     assert is_example.sum() == len(self.batches.readable()), is_example.sum()
     return Predictions(**{name: values[is_example] for name, values in fields.items()})
 
-  def _num_damaged(self) -> int:
-    """Examples that any process found to be damaged."""
-    is_damaged = np.ones(len(self.batches.source), bool)
-    is_damaged[self.batches.readable()] = False
-    found = multihost_utils.process_allgather(is_damaged).reshape(-1, len(is_damaged))
+  def _num_corrupt(self) -> int:
+    """Examples that any process found to be corrupt."""
+    is_corrupt = np.ones(len(self.batches.source), bool)
+    is_corrupt[self.batches.readable()] = False
+    found = multihost_utils.process_allgather(is_corrupt).reshape(-1, len(is_corrupt))
     return int(found.any(0).sum())
 
   def _outputs(self, step: Any, variables: Any) -> Iterator[Any]:
@@ -129,7 +129,7 @@ class Evaluator:
     variables = self._gather(variables)
     pending = None
     for batch in self.batches.iterate(0, len(self.batches), self._workers):
-      before, pending = pending, step(variables, self._feed(batch))
+      before, pending = pending, step(variables, self._shard_batch(batch))
       if before is not None:
         yield jax.device_get(before)
     yield jax.device_get(pending)

@@ -17,7 +17,7 @@ class Experiment:
     mesh: where; all devices if not given.
 
   Attributes:
-    batches, feed: of the training split.
+    batches, shard_batch: of the training split.
     steps_per_epoch, last_step: of the whole run.
     optimizer, train_step, fresh_state: see `build.make_step`.
     evaluators: by the name of their metrics. There is always "eval"; "test" is for the end of the
@@ -37,10 +37,12 @@ class Experiment:
       for name, split in splits.items()
       if split is not None
     }
-    self.batches, self.feed = build.open_split(config, mesh, config.data.train_split, train=True)
+    self.batches, self.shard_batch = build.open_split(
+      config, mesh, config.data.train_split, train=True
+    )
     if config.run.eval_train:
       self.evaluators["train_eval"] = build.make_train_evaluator(
-        config, model, self.batches, self.feed
+        config, model, self.batches, self.shard_batch
       )
     self._check_classes()
     self.steps_per_epoch = len(self.batches)

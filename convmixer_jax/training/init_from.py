@@ -112,7 +112,7 @@ def begin(state: TrainState, weights: Variables) -> TrainState:
   def placed(values: Variables, likes: Variables) -> Variables:
     likes = {name: likes[name] for name in values}
     return jax.tree.map(
-      lambda x, like: sharding.place(np.asarray(x, like.dtype), like.sharding), values, likes
+      lambda x, like: sharding.device_put(np.asarray(x, like.dtype), like.sharding), values, likes
     )
 
   def copy() -> Variables:  # the step is given the state's memory, so none is used twice

@@ -109,7 +109,7 @@ def _loop(
   batches = experiment.batches.iterate(first, last, run.workers)
   try:
     for step, batch in enumerate(batches, start=first + 1):
-      state, values = train_step(state, experiment.feed(batch))
+      state, values = train_step(state, experiment.shard_batch(batch))
       meter.add(step, values)
       writer.advance()
       stops = interrupt.poll() is not None

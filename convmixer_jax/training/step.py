@@ -35,7 +35,7 @@ def train_step(
     state: before the update.
     batch: "image" uint8 [b, h, w, c], "label" int32 [b], "mask" float32 [b] of ones.
     model, optimizer, schedule: whose state, parameters and updates these are; batch and state lie
-      on `model.mesh`, see `sharding.cut`.
+      on `model.mesh`, see `sharding.state_sharding`.
     augmentation: of images and labels.
     loss: "mean" or "sum" over the batch.
     accumulate_steps: parts of the batch that go through the model one after the other.
@@ -65,14 +65,14 @@ def train_step(
     gradients, (batch_stats, values) = gradient_fn(params, state.batch_stats, dropout_key, *arrays)
   else:
     parts = [x.reshape(accumulate_steps, -1, *x.shape[1:]) for x in arrays]
-    parts = jax.lax.with_sharding_constraint(parts, sharding.sharded(mesh, axis=1))
+    parts = jax.lax.with_sharding_constraint(parts, sharding.batch_sharding(mesh, axis=1))
     keys = jax.random.split(dropout_key, accumulate_steps)
     gradients, (batch_stats, values) = _accumulate(
       gradient_fn, params, state.batch_stats, keys, *parts
     )
     if loss == "mean":
       gradients = jax.tree.map(lambda g: g / accumulate_steps, gradients)
-  gradients = jax.lax.with_sharding_constraint(gradients, sharding.cut(mesh, gradients))
+  gradients = jax.lax.with_sharding_constraint(gradients, sharding.state_sharding(mesh, gradients))
   with jax.named_scope("update"):
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

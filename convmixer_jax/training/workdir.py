@@ -40,7 +40,7 @@ def describe(workdir: pathlib.Path, config: config_dict.ConfigDict, names: Seque
   if jax.process_index() == 0:
     config_lib.write_json(config, path)
     class_names.write(workdir, names)
-  processes.wait_for_all("config.json is written")
+  processes.barrier("config.json is written")
   if not processes.all_agree(path.exists()):
     raise UserError(
       f"{path} of process 0 is not there for every process: --workdir has to be on storage that all"
@@ -58,7 +58,7 @@ def _one_writer(workdir: pathlib.Path) -> Iterator[Callable[[], None]]:
         check = stack.enter_context(lock.one_writer(workdir))
       except UserError as error:
         message = str(error)
-    if message := processes.text_of_first(message):
+    if message := processes.broadcast_text(message):
       raise UserError(message)
     yield check
 
@@ -66,5 +66,5 @@ def _one_writer(workdir: pathlib.Path) -> Iterator[Callable[[], None]]:
 def _check_is_one_run(config: config_dict.ConfigDict) -> None:
   """Processes that compute different things would wait for each other without end."""
   digest = zlib.crc32(config_lib.to_json(config).encode()) >> 1  # 31 bits
-  if not processes.all_agree([digest] == processes.of_first([digest])):
+  if not processes.all_agree([digest] == processes.broadcast([digest])):
     raise UserError("the settings of the run's processes differ: start all with the same ones")

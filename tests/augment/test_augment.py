@@ -118,7 +118,7 @@ def test_geometric_ops_fill_with_timms_mean_and_torchvisions_black(monkeypatch):
 def test_images_do_not_depend_on_the_number_of_devices():
   def augmented(devices):
     mesh = sharding.make_mesh(devices)
-    batch = jax.device_put((IMAGE, LABEL), sharding.sharded(mesh))
+    batch = jax.device_put((IMAGE, LABEL), sharding.batch_sharding(mesh))
     return jax.jit(FULL)(KEY, *batch)
 
   one, eight = augmented(jax.devices()[:1]), augmented(jax.devices())

@@ -110,7 +110,7 @@ def test_bits_do_not_depend_on_the_number_of_devices(photos, text):
   augment = jax.jit(lambda key, images: lib.rand_augment(key, images, policy, FILL))
 
   def run(devices):
-    batch = jax.device_put(images, sharding.sharded(sharding.make_mesh(devices)))
+    batch = jax.device_put(images, sharding.batch_sharding(sharding.make_mesh(devices)))
     program = augment.lower(KEY, batch).compile().as_text()
     assert "all-" not in program
     assert "collective" not in program

@@ -24,7 +24,7 @@ def test_shards_and_order_of_devices_do_not_matter():
   expected = fingerprints({"w": {"x": values}, "scalar": np.float32(2)})
   assert set(expected) == {"['w']['x']", "['scalar']"}
   mesh = sharding.make_mesh()
-  cut = jax.device_put(values, sharding.sharded(mesh))
+  cut = jax.device_put(values, sharding.batch_sharding(mesh))
   assert fingerprints({"w": {"x": cut}, "scalar": np.float32(2)}) == expected
 
 

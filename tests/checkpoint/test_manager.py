@@ -95,10 +95,10 @@ def test_each_array_comes_to_the_devices_that_are_asked_for(tmp_path, fresh):
   save(tmp_path, fresh, {1: None})
   mesh = sharding.make_mesh(jax.devices()[:4])
   like = jax.tree.map(lambda x: x.update(sharding=sharding.replicated(mesh)), FRESH_SHAPES)
-  like["head"]["kernel"] = like["head"]["kernel"].update(sharding=sharding.sharded(mesh))
+  like["head"]["kernel"] = like["head"]["kernel"].update(sharding=sharding.batch_sharding(mesh))
   found = restore(tmp_path, {"params": like})[0]["params"]
   assert_same(found, at_step(fresh, 1).params)
-  assert found["head"]["kernel"].sharding == sharding.sharded(mesh)
+  assert found["head"]["kernel"].sharding == sharding.batch_sharding(mesh)
   assert found["head"]["bias"].sharding == sharding.replicated(mesh)
 
 
@@ -140,12 +140,12 @@ def move_position(directory):
 
 
 @pytest.mark.parametrize(
-  "damage",
+  "corruption",
   [exchange_arrays, move_position, truncate, remove_metadata, spoil_position, spoil_metrics, empty],
 )
-def test_a_damaged_newest_checkpoint_gives_the_one_before(tmp_path, fresh, caplog, damage):
+def test_a_corrupt_newest_checkpoint_gives_the_one_before(tmp_path, fresh, caplog, corruption):
   save(tmp_path, fresh, {1: 0.5, 2: 0.6})
-  damage(tmp_path / "checkpoints" / "2")
+  corruption(tmp_path / "checkpoints" / "2")
   state, step = resume(tmp_path, fresh)
   assert step == 1
   assert_same(state, at_step(fresh, 1))
@@ -156,7 +156,7 @@ def test_a_damaged_newest_checkpoint_gives_the_one_before(tmp_path, fresh, caplo
   assert_same(resume(tmp_path, fresh)[0], at_step(fresh, 2))
 
 
-def test_a_damaged_accuracy_of_an_older_checkpoint_does_not_stop_the_run(tmp_path, fresh):
+def test_a_corrupt_accuracy_of_an_older_checkpoint_does_not_stop_the_run(tmp_path, fresh):
   save(tmp_path, fresh, {1: 0.5, 2: 0.6})
   spoil_metrics(tmp_path / "checkpoints" / "1")
   assert resume(tmp_path, fresh)[1] == 2
@@ -164,7 +164,7 @@ def test_a_damaged_accuracy_of_an_older_checkpoint_does_not_stop_the_run(tmp_pat
   assert steps(tmp_path) == [2, 3]
 
 
-def test_when_all_are_damaged_nothing_is_touched(tmp_path, fresh):
+def test_when_all_are_corrupt_nothing_is_touched(tmp_path, fresh):
   save(tmp_path, fresh, {1: 0.5, 2: 0.6})
   truncate(tmp_path / "checkpoints" / "1")
   truncate(tmp_path / "checkpoints" / "2")
@@ -173,7 +173,7 @@ def test_when_all_are_damaged_nothing_is_touched(tmp_path, fresh):
   assert steps(tmp_path) == [1, 2]
 
 
-def test_restoring_alone_leaves_a_damaged_one_in_place(tmp_path, fresh):
+def test_restoring_alone_leaves_a_corrupt_one_in_place(tmp_path, fresh):
   save(tmp_path, fresh, {1: 0.5, 2: 0.6})
   truncate(tmp_path / "checkpoints" / "2")
   variables, step = read(tmp_path)

@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 
 from convmixer_jax.data.batches import Batches, in_memory
-from convmixer_jax.data.corrupt import Damage
+from convmixer_jax.data.corrupt import CorruptExamples
 from convmixer_jax.data.datasets import ArraySource, open_source
 from convmixer_jax.data.preprocess import Preprocess
 from convmixer_jax.errors import UserError
@@ -99,7 +99,7 @@ def test_in_memory_decodes_all(image_folder):
   np.testing.assert_array_equal(memory.labels, [0] * 5 + [1] * 5)
 
 
-def photos_with_damage(image_folder, tmp_path):
+def corrupt_photos(image_folder, tmp_path):
   """A copy of `image_folder` whose training images 3 and 7 end early; their files."""
   folder = shutil.copytree(image_folder, tmp_path / "photos")
   files = [folder / "train" / name for name in ("ant/3.jpg", "bee/2.jpg")]
@@ -110,33 +110,35 @@ def photos_with_damage(image_folder, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_without_patience_an_error_names_the_file(image_folder, tmp_path, workers):
-  source, files = photos_with_damage(image_folder, tmp_path)
+  source, files = corrupt_photos(image_folder, tmp_path)
   batches = Batches(source, Preprocess(40), batch_size=10, train=False)
   with pytest.raises(UserError, match=re.escape(str(files[0])) + r": .*cannot be decoded"):
     list(batches.iterate(0, 1, workers))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_damaged_images_are_replaced_in_training(image_folder, tmp_path, caplog, workers):
+def test_corrupt_images_are_replaced_in_training(image_folder, tmp_path, caplog, workers):
   """By whole ones with their own labels; all other rows stay as they were."""
-  source, _ = photos_with_damage(image_folder, tmp_path)
+  source, _ = corrupt_photos(image_folder, tmp_path)
   whole = open_source("folder", "train", str(image_folder))
   sound = Batches(whole, Preprocess(40), batch_size=4, train=True, seed=2, drop_remainder=False)
-  batches = dataclasses.replace(sound, source=source, damage=Damage(limit=2))
+  batches = dataclasses.replace(sound, source=source, corrupt_examples=CorruptExamples(limit=2))
   pictures = {image.tobytes(): label for image, label in zip(*sound_images(whole), strict=True)}
   replaced = 0
   for number, batch in enumerate(batches.iterate(0, 6, workers)):  # two epochs
-    is_damaged = np.isin(batches.indices(number), [3, 7])
-    replaced += is_damaged.sum()
+    is_corrupt = np.isin(batches.indices(number), [3, 7])
+    replaced += is_corrupt.sum()
     before = sound[number]
-    np.testing.assert_array_equal(batch["image"][~is_damaged], before["image"][~is_damaged])
+    np.testing.assert_array_equal(batch["image"][~is_corrupt], before["image"][~is_corrupt])
     np.testing.assert_array_equal(batch["mask"], before["mask"])
     for image, label in zip(batch["image"], batch["label"], strict=True):
       assert pictures[image.tobytes()] == label
-    anew = dataclasses.replace(batches, damage=Damage(limit=2))[number]  # knows of none yet
+    anew = dataclasses.replace(batches, corrupt_examples=CorruptExamples(limit=2))[
+      number
+    ]  # knows of none yet
     np.testing.assert_array_equal(batch["image"], anew["image"])
   assert replaced == 4
-  skipped = [r.message for r in caplog.records if "skipped a damaged" in r.message]
+  skipped = [r.message for r in caplog.records if "skipped a corrupt" in r.message]
   assert sorted(re.search(r"photos/(\S+):", line)[1] for line in skipped) == [
     "train/ant/3.jpg",
     "train/bee/2.jpg",
@@ -150,44 +152,54 @@ def sound_images(source):
 
 
 def test_the_substitute_depends_on_no_share(image_folder, tmp_path):
-  source, _ = photos_with_damage(image_folder, tmp_path)
-  one = Batches(source, Preprocess(40), batch_size=10, train=True, damage=Damage(limit=2))
+  source, _ = corrupt_photos(image_folder, tmp_path)
+  one = Batches(
+    source, Preprocess(40), batch_size=10, train=True, corrupt_examples=CorruptExamples(limit=2)
+  )
   shares = [dataclasses.replace(one, process_index=i, process_count=2)[0] for i in range(2)]
   for name, rows in one[0].items():
     np.testing.assert_array_equal(np.concatenate([share[name] for share in shares]), rows)
 
 
-def test_damaged_images_are_masked_in_evaluation(image_folder, tmp_path):
-  source, _ = photos_with_damage(image_folder, tmp_path)
-  batches = Batches(source, Preprocess(40), 4, train=False, damage=Damage(limit=2))
+def test_corrupt_images_are_masked_in_evaluation(image_folder, tmp_path):
+  source, _ = corrupt_photos(image_folder, tmp_path)
+  batches = Batches(
+    source, Preprocess(40), 4, train=False, corrupt_examples=CorruptExamples(limit=2)
+  )
   for _ in range(2):
     mask = np.concatenate([batch["mask"] for batch in batches.iterate(0, 3)])
     np.testing.assert_array_equal(mask, [1, 1, 1, 0, 1, 1, 1, 0, 1, 1, 0, 0])
 
 
-def test_too_many_damaged_images_end_the_run(image_folder, tmp_path):
-  source, _ = photos_with_damage(image_folder, tmp_path)
-  batches = Batches(source, Preprocess(40), 4, train=False, damage=Damage(limit=1))
+def test_too_many_corrupt_images_end_the_run(image_folder, tmp_path):
+  source, _ = corrupt_photos(image_folder, tmp_path)
+  batches = Batches(
+    source, Preprocess(40), 4, train=False, corrupt_examples=CorruptExamples(limit=1)
+  )
   found = batches.iterate(0, 3)
   assert next(found)["mask"].sum() == 3
-  with pytest.raises(UserError, match=r"2 examples are damaged, config.run.max_damaged is 1: .*"):
+  with pytest.raises(UserError, match=r"2 examples are corrupt, config.run.max_corrupt is 1: .*"):
     list(found)
 
 
-def test_a_damaged_record_is_skipped_and_a_cut_file_ends_the_run(tfds_dir, tmp_path):
+def test_a_corrupt_record_is_skipped_and_a_cut_file_ends_the_run(tfds_dir, tmp_path):
   root = shutil.copytree(tfds_dir, tmp_path / "tfds")
   file = next(root.rglob("*-train.array_record*"))
   spoil_record(file, 4)
   source = open_source("ants_and_bees", "train", str(root))
-  batches = Batches(source, Preprocess(40), 5, train=False, damage=Damage(limit=1))
+  batches = Batches(
+    source, Preprocess(40), 5, train=False, corrupt_examples=CorruptExamples(limit=1)
+  )
   masks = [batch["mask"].tolist() for batch in batches.iterate(0, 2)]
   assert masks == [[1, 1, 1, 1, 0], [1] * 5]
-  assert 'split "train", example 4: the record cannot be read' in batches.damage.reasons[4]
+  assert (
+    'split "train", example 4: the record cannot be read' in batches.corrupt_examples.reasons[4]
+  )
   file.write_bytes(file.read_bytes()[:-100])
   for _ in range(2):
     source = open_source("ants_and_bees", "train", str(root))
     with pytest.raises(UserError, match=re.escape(str(file)) + " is missing, cut short or"):
-      dataclasses.replace(batches, source=source, damage=Damage(limit=10))[0]
+      dataclasses.replace(batches, source=source, corrupt_examples=CorruptExamples(limit=10))[0]
     file.unlink(missing_ok=True)
 
 
@@ -214,6 +226,8 @@ def test_a_split_without_an_example_that_can_be_read(image_folder, tmp_path):
   for file in folder.rglob("train/*/*.jpg"):
     file.write_bytes(b"no JPEG")
   source = open_source("folder", "train", str(folder))
-  batches = Batches(source, Preprocess(40), 4, train=True, damage=Damage(limit=10))
-  with pytest.raises(UserError, match=r"all 10 examples are damaged: .*jpg: "):
+  batches = Batches(
+    source, Preprocess(40), 4, train=True, corrupt_examples=CorruptExamples(limit=10)
+  )
+  with pytest.raises(UserError, match=r"all 10 examples are corrupt: .*jpg: "):
     batches[0]

@@ -10,7 +10,7 @@ import pytest
 
 from convmixer_jax.data import preprocess as preprocess_lib
 from convmixer_jax.data.preprocess import Preprocess, decode
-from convmixer_jax.errors import DamagedError, UserError
+from convmixer_jax.errors import CorruptError, UserError
 
 
 @pytest.fixture
@@ -150,13 +150,13 @@ def test_levels_without_a_known_white_are_refused(kind):
   file = saved(PIL.Image.fromarray(np.full((8, 8), 200, kind)), "TIFF")
   mode = {np.float32: "F", np.int32: "I"}[kind]
   for channels in (1, 3):
-    with pytest.raises(DamagedError, match=f"mode {mode}.*which is white: save it with 8 or 16"):
+    with pytest.raises(CorruptError, match=f"mode {mode}.*which is white: save it with 8 or 16"):
       decode(file, channels)
 
 
-def test_an_image_too_large_for_pillow_is_damaged(monkeypatch):
+def test_an_image_too_large_for_pillow_is_corrupt(monkeypatch):
   monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 31)
-  with pytest.raises(DamagedError, match=r"cannot be decoded: Image size \(64 pixels\) exceeds"):
+  with pytest.raises(CorruptError, match=r"cannot be decoded: Image size \(64 pixels\) exceeds"):
     decode(encoded(8, 8), 3)
 
 

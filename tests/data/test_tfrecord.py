@@ -62,19 +62,19 @@ def test_records_are_read_in_their_order(tmp_path):
   assert list(tfrecord.records(tmp_path / "file")) == written
 
 
-@pytest.mark.parametrize("damage", ["cut", "cut header", "length", "content"])
-def test_a_damaged_file_is_named(tmp_path, damage):
+@pytest.mark.parametrize("corruption", ["cut", "cut header", "length", "content"])
+def test_a_corrupt_file_is_named(tmp_path, corruption):
   path = tmp_path / "file"
   write_tfrecord(path, [b"a" * 100, b"b" * 100])
   content = bytearray(path.read_bytes())
-  if damage == "length":
+  if corruption == "length":
     content[1] ^= 1
-  elif damage == "content":
+  elif corruption == "content":
     content[150] ^= 1
   else:
-    del content[200 if damage == "cut" else 120 :]
+    del content[200 if corruption == "cut" else 120 :]
   path.write_bytes(content)
-  with pytest.raises(UserError, match=r"file is cut short or damaged"):
+  with pytest.raises(UserError, match=r"file is cut short or corrupt"):
     list(tfrecord.records(path))
 
 

@@ -156,7 +156,7 @@ def test_groups_are_as_if_each_were_alone(axis):
 def test_sharded_statistics_span_the_global_batch():
   x, scale, bias, _ = case(-1)
   x = jnp.concatenate([x, 2 * x, x + 1, -x])  # 24 maps over 8 devices, unlike each other
-  sharded = jax.device_put(x, sharding.sharded(sharding.make_mesh()))
+  sharded = jax.device_put(x, sharding.batch_sharding(sharding.make_mesh()))
   call = jax.jit(lambda x: act_norm(x, "gelu", scale, bias, channel_axis=-1))
   for got, want in zip(call(sharded), call(x), strict=True):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)

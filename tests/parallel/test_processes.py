@@ -103,7 +103,7 @@ def losses_on_one_device(config, count):
   experiment = Experiment(config, sharding.make_mesh(jax.devices()[:1]))
   state, found = experiment.fresh_state(), []
   for batch in experiment.batches.iterate(0, count):
-    state, values = experiment.train_step(state, experiment.feed(batch))
+    state, values = experiment.train_step(state, experiment.shard_batch(batch))
     found.append(float(values["loss"]) / float(values["count"]))
   return found
 
@@ -131,7 +131,7 @@ def test_two_processes_take_the_steps_of_one_and_stop_together(config, tmp_path)
 
 @pytest.mark.slow
 def test_two_processes_go_on_where_one_was_and_none_outlives_the_other(config, tmp_path):
-  """The newest checkpoint is damaged: the first process moves it, and both begin at the other."""
+  """The newest checkpoint is corrupt: the first process moves it, and both begin at the other."""
   config.run.max_steps = 20
   train(config, tmp_path / "two")
   config.run.max_steps = 40
@@ -145,7 +145,7 @@ def test_two_processes_go_on_where_one_was_and_none_outlives_the_other(config, t
   assert seconds < 1.5 * config_lib.base().run.heartbeat_seconds
   assert "another" in log(tmp_path / "two", 1)  # process died
   assert [path.name for path in (tmp_path / "two" / "unreadable_checkpoints").iterdir()] == ["40"]
-  assert "moved the damaged checkpoint of step 40" in log(tmp_path / "two", 0)
+  assert "moved the corrupt checkpoint of step 40" in log(tmp_path / "two", 0)
 
   config.run.max_steps = 60
   train(config, tmp_path / "one")
@@ -161,7 +161,7 @@ def test_two_processes_go_on_where_one_was_and_none_outlives_the_other(config, t
   ],
 )
 def test_flags_that_join_nothing_are_refused(arguments, message):
-  with pytest.raises(UserError, match=message), distributed.joined(*arguments):
+  with pytest.raises(UserError, match=message), distributed.initialized(*arguments):
     pass
 
 
@@ -179,5 +179,5 @@ def test_a_process_whose_peer_is_gone_says_so_last():
 def test_one_process_agrees_with_itself():
   assert distributed.all_agree(True)
   assert not distributed.all_agree(False)
-  assert distributed.of_first([3, 2**31 - 1]) == [3, 2**31 - 1]
-  assert distributed.of_first([]) == []
+  assert distributed.broadcast([3, 2**31 - 1]) == [3, 2**31 - 1]
+  assert distributed.broadcast([]) == []

@@ -42,7 +42,7 @@ SHAPES = {
 def test_large_arrays_are_cut_along_their_longest_axis(fsdp, cut):
   mesh = sharding.make_mesh(fsdp=fsdp)
   shapes = {name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in SHAPES.items()}
-  specs = {name: sharding.spec for name, sharding in sharding.cut(mesh, shapes).items()}
+  specs = {name: sharding.spec for name, sharding in sharding.state_sharding(mesh, shapes).items()}
   expected = {name: PartitionSpec(*[None] * axis, "fsdp") for name, axis in cut.items()}
   assert specs == {name: expected.get(name, PartitionSpec()) for name in SHAPES}
 

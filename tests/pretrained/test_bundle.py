@@ -66,7 +66,7 @@ def test_nothing_is_written_over(written):
     ("arrays", None),
   ],
 )  # fmt: skip
-def test_damage_is_one_clear_line(written, file, text):
+def test_corruption_is_one_clear_line(written, file, text):
   directory, _ = written
   if text is None:
     shutil.rmtree(directory / file)

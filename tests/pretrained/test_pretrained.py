@@ -298,31 +298,31 @@ WRONG_FILES = {
   "text": (lambda path: path.write_text("<html>Not found</html>" * 9), "is no file of weights"),
   "truncated safetensors": (
     lambda path: path.write_bytes(golden_file().read_bytes()[:-1]),
-    "truncated or damaged: .*file not fully covered",
+    "truncated or corrupt: .*file not fully covered",
   ),
   "truncated header": (
     lambda path: path.write_bytes(golden_file().read_bytes()[:100]),
-    "truncated or damaged: .*invalid header length",
+    "truncated or corrupt: .*invalid header length",
   ),
-  "damaged header": (
+  "corrupt header": (
     lambda path: path.write_bytes(golden_file().read_bytes().replace(b'"F32"', b'"F31"')),
-    "truncated or damaged: .*unknown variant `F31`",
+    "truncated or corrupt: .*unknown variant `F31`",
   ),
   "overlapping": (
     lambda path: path.write_bytes(
       golden_file().read_bytes().replace(b'"shape":[7]', b'"shape":[6]', 1)
     ),
-    "truncated or damaged: .*invalid shape, data type, or offset",
+    "truncated or corrupt: .*invalid shape, data type, or offset",
   ),
   "numbers of eight bits": (
     lambda path: path.write_bytes(
       safetensors.numpy.save({"a": np.zeros(3, ml_dtypes.float8_e4m3fn)})
     ),
-    "truncated or damaged: .*float8_e4m3fn",
+    "truncated or corrupt: .*float8_e4m3fn",
   ),
   "truncated pth": (
     lambda path: path.write_bytes(golden_file(suffix=".pth").read_bytes()[:-1000]),
-    "truncated or damaged",
+    "truncated or corrupt",
   ),
   "a flipped bit": (
     lambda path: path.write_bytes(
@@ -330,7 +330,7 @@ WRONG_FILES = {
       + b"\xff\xff"
       + golden_file(suffix=".pth").read_bytes()[9002:]
     ),
-    "truncated or damaged",
+    "truncated or corrupt",
   ),
   "another zip": (
     lambda path: (
@@ -360,11 +360,11 @@ WRONG_FILES = {
   ),
   "fills the memory": (
     lambda path: torch_file(path, {}, instructions=b"\x80\x02}r\xff\xff\xff\xff."),
-    "damaged data.pkl: ValueError: the index 4294967295",
+    "corrupt data.pkl: ValueError: the index 4294967295",
   ),
   "a later protocol": (
     lambda path: torch_file(path, {}, instructions=b"\x80\x04\x8e\0\0\0\0\0\0\0\0."),
-    "damaged data.pkl: ValueError: the instruction BINBYTES8",
+    "corrupt data.pkl: ValueError: the instruction BINBYTES8",
   ),
   "beyond the storage": (
     lambda path: torch_file(path, {"a": Tensor(Storage(), 1, (4,), (1,))}),
@@ -484,7 +484,7 @@ def test_wrong_preprocessing_is_refused(tmp_path, change, message):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}"])
-def test_damaged_preprocessing_is_refused(tmp_path, text):
+def test_corrupt_preprocessing_is_refused(tmp_path, text):
   files.write(tmp_path / "a.safetensors", golden_arrays(), {"pretrained_cfg": text})
   with pytest.raises(UserError, match="pretrained_cfg is noted wrongly"):
     pretrained.load(tmp_path / "a.safetensors")

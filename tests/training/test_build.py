@@ -73,9 +73,9 @@ def start(config, mesh):
   config_lib.validate(config)
   config = resolve(config)
   for split, train in ((config.data.eval_split, False), (config.data.train_split, True)):
-    batches, feed = open_split(config, mesh, split, train=train)
+    batches, shard_batch = open_split(config, mesh, split, train=train)
     for batch in batches.iterate(0, len(batches)):
-      feed(batch)
+      shard_batch(batch)
 
 
 def starts_after(config, mesh, *, steps=3):
@@ -249,7 +249,7 @@ def test_the_last_batch_has_to_be_of_whole_groups(config, settings, unit):
     open_split(config, mesh, "train", train=True)
 
 
-def test_a_damaged_first_image_is_found_at_once_if_none_may_be_skipped(
+def test_a_corrupt_first_image_is_found_at_once_if_none_may_be_skipped(
   image_folder, tmp_path, config
 ):
   root = shutil.copytree(image_folder, tmp_path / "photos")
@@ -258,18 +258,18 @@ def test_a_damaged_first_image_is_found_at_once_if_none_may_be_skipped(
   config.data.update(dataset="folder", data_dir=str(root), image_size=40, batch_size=8)
   config.model.num_classes = 2
   config.augment.update(mean=(0.5,) * 3, std=(0.2,) * 3)
-  config.run.max_damaged = 0
+  config.run.max_corrupt = 0
   with pytest.raises(UserError, match=re.escape(str(file)) + ": an image of 10 bytes cannot"):
     open_split(config, sharding.make_mesh(), "train", train=True)
 
 
-@pytest.mark.parametrize("damaged", [False, True], ids=["sound", "damaged"])
+@pytest.mark.parametrize("corrupt", [False, True], ids=["sound", "corrupt"])
 @pytest.mark.parametrize("cache", ["none", "host", "device"])
-def test_batches_are_the_same_wherever_the_images_lie(tfds_dir, tmp_path, config, cache, damaged):
+def test_batches_are_the_same_wherever_the_images_lie(tfds_dir, tmp_path, config, cache, corrupt):
   config.data.update(dataset="ants_and_bees", data_dir=str(tfds_dir), image_size=40, batch_size=8)
   config.model.num_classes = 2
   config.augment.update(mean=(0.5,) * 3, std=(0.2,) * 3)
-  if damaged:
+  if corrupt:
     root = shutil.copytree(tfds_dir, tmp_path / "tfds")
     spoil_record(next(root.rglob("*-train.array_record*")), 2)
     config.data.data_dir = str(root)
@@ -277,11 +277,11 @@ def test_batches_are_the_same_wherever_the_images_lie(tfds_dir, tmp_path, config
   config.data.cache = "none"
   expected, _ = open_split(config, mesh, "train", train=True)
   config.data.cache = cache
-  batches, feed = open_split(config, mesh, "train", train=True)
+  batches, shard_batch = open_split(config, mesh, "train", train=True)
   assert batches.index_only == (cache == "device")
   for number, batch in enumerate(batches.iterate(0, 3)):
-    found = feed(batch)
+    found = shard_batch(batch)
     assert set(found) == {"image", "label", "mask"}
     for name, values in expected[number].items():
       np.testing.assert_array_equal(found[name], values)
-  assert len(batches.damage.reasons) == damaged
+  assert len(batches.corrupt_examples.reasons) == corrupt

@@ -36,7 +36,7 @@ def test_every_batch_size_gives_the_metrics_of_the_whole_split(config, batch_siz
   assert found["top5_accuracy"] == ((logits > right[:, None]).sum(1) < 5).mean()
 
 
-def test_a_damaged_example_is_left_out_and_not_counted(config, image_folder, tmp_path):
+def test_a_corrupt_example_is_left_out_and_not_counted(config, image_folder, tmp_path):
   root = shutil.copytree(image_folder, tmp_path / "photos")
   config.data.update(dataset="folder", data_dir=str(root), image_size=40, eval_batch_size=8)
   config.augment.update(mean=(0.5,) * 3, std=(0.2,) * 3)

@@ -95,7 +95,7 @@ def test_a_frozen_models_gradient_is_that_of_its_head_in_evaluation_mode(config,
   experiment = Experiment(config, sharding.make_mesh(jax.devices()[:1]))
   batch = next(experiment.batches.iterate(0, 1))
   state = init_from.begin(experiment.fresh_state(), variables)
-  _, values = experiment.train_step(state, experiment.feed(batch))
+  _, values = experiment.train_step(state, experiment.shard_batch(batch))
 
   image_bhwc = augment.normalize(batch["image"], config.augment.mean, config.augment.std)
   features = ConvMixer(8, 2, 3, 2, 10).apply(variables, image_bhwc, method="features").mean((1, 2))

@@ -72,7 +72,7 @@ def test_averaged_weights_follow_their_formula_and_are_evaluated(config, tmp_pat
   state = experiment.fresh_state()
   expected = jax.device_get(state.variables())
   for batch in experiment.batches.iterate(0, 3):
-    state, _ = experiment.train_step(state, experiment.feed(batch))
+    state, _ = experiment.train_step(state, experiment.shard_batch(batch))
     now = jax.device_get(state.variables())
     expected = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, expected, now)
   chex.assert_trees_all_close(state.ema, expected, rtol=1e-6, atol=1e-6)

@@ -25,7 +25,7 @@ def steps(config, count, devices=None):
   experiment = Experiment(config, sharding.make_mesh(devices, config.parallel.fsdp))
   state, losses = experiment.fresh_state(), []
   for batch in experiment.batches.iterate(0, count):
-    state, values = experiment.train_step(state, experiment.feed(batch))
+    state, values = experiment.train_step(state, experiment.shard_batch(batch))
     losses.append(float(values["loss"]) / float(values["count"]))
   return state, losses
 
@@ -110,7 +110,7 @@ def test_without_groups_the_statistics_are_sent(config):
 def collectives(config):
   """The names of all messages between devices in the compiled step."""
   experiment = Experiment(config)
-  batch = experiment.feed(experiment.batches[0])
+  batch = experiment.shard_batch(experiment.batches[0])
   text = experiment.train_step.lower(experiment.fresh_state(), batch).compile().as_text()
   kinds = "all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute"
   return re.findall(rf" ({kinds})(?:-start)?\(", text)
@@ -163,7 +163,7 @@ def test_a_summed_loss_has_the_gradient_of_all_examples(config):
   for loss in ("mean", "sum"):
     config.step.loss = loss
     experiment = Experiment(config)
-    batch = experiment.feed(next(experiment.batches.iterate(0, 1)))
+    batch = experiment.shard_batch(next(experiment.batches.iterate(0, 1)))
     _, values = experiment.train_step(experiment.fresh_state(), batch)
     norms[loss] = float(values["grad_norm"])
   np.testing.assert_allclose(norms["sum"], 64 * norms["mean"], rtol=1e-5)
@@ -172,6 +172,6 @@ def test_a_summed_loss_has_the_gradient_of_all_examples(config):
 def test_an_unknown_loss_is_refused(config):
   config.step.loss = "median"
   experiment = Experiment(config)
-  batch = experiment.feed(experiment.batches[0])
+  batch = experiment.shard_batch(experiment.batches[0])
   with pytest.raises(ValueError, match=r"^loss is 'median'; allowed: mean, sum"):
     experiment.train_step(experiment.fresh_state(), batch)

@@ -3,8 +3,8 @@ import pytest
 
 from convmixer_jax.data.batches import Batches
 from convmixer_jax.data.datasets import ArraySource
-from convmixer_jax.data.feed import Feed, cached
 from convmixer_jax.data.preprocess import Preprocess
+from convmixer_jax.data.shard_batch import ShardBatch, cached
 from convmixer_jax.parallel.sharding import make_mesh
 
 SOURCE = ArraySource(
@@ -15,8 +15,8 @@ SOURCE = ArraySource(
 
 
 def test_a_batch_is_cut_over_the_devices():
-  feed = Feed(make_mesh())
-  batch = feed({"image": SOURCE.images[:16], "label": SOURCE.labels[:16]})
+  shard_batch = ShardBatch(make_mesh())
+  batch = shard_batch({"image": SOURCE.images[:16], "label": SOURCE.labels[:16]})
   np.testing.assert_array_equal(batch["image"], SOURCE.images[:16])
   for shard in batch["label"].addressable_shards:
     assert shard.data.shape == (2,)
@@ -24,9 +24,9 @@ def test_a_batch_is_cut_over_the_devices():
 
 
 def test_resident_images_are_looked_up_where_they_lie():
-  feed = Feed(make_mesh(), SOURCE)
+  shard_batch = ShardBatch(make_mesh(), SOURCE)
   index = np.int32([3, 1, 19, 0, 0, 7, 5, 11])
-  batch = feed({"index": index, "mask": np.ones(8, np.float32)})
+  batch = shard_batch({"index": index, "mask": np.ones(8, np.float32)})
   np.testing.assert_array_equal(batch["image"], SOURCE.images[index])
   np.testing.assert_array_equal(batch["label"], index)
   assert [shard.data.shape for shard in batch["image"].addressable_shards] == [(1, 4, 4, 3)] * 8

@@ -11,14 +11,14 @@ import numpy as np
 from convmixer_jax.data.batches import Batches, in_memory, read
 from convmixer_jax.data.datasets import ArraySource
 from convmixer_jax.errors import check_name
-from convmixer_jax.parallel.sharding import place, replicated, sharded
+from convmixer_jax.parallel.sharding import batch_sharding, device_put, replicated
 
 _log = logging.getLogger(__name__)
 
 CACHES = ("none", "host", "device")
 
 
-class Feed:
+class ShardBatch:
   """Puts host batches on the mesh, and looks images up that lie there already.
 
   Args:
@@ -28,9 +28,9 @@ class Feed:
   """
 
   def __init__(self, mesh: Mesh, resident: ArraySource | None = None):
-    self.mesh, self._sharding = mesh, sharded(mesh)
+    self.mesh, self._sharding = mesh, batch_sharding(mesh)
     if resident is not None:
-      self._examples = [place(x, replicated(mesh)) for x in (resident.images, resident.labels)]
+      self._examples = [device_put(x, replicated(mesh)) for x in (resident.images, resident.labels)]
       self._look_up = jax.jit(_look_up, out_shardings=self._sharding)
 
   def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -42,7 +42,7 @@ class Feed:
     return self._look_up(*self._examples, arrays) if "index" in arrays else arrays
 
 
-def cached(batches: Batches, mesh: Mesh, cache: str) -> tuple[Batches, Feed]:
+def cached(batches: Batches, mesh: Mesh, cache: str) -> tuple[Batches, ShardBatch]:
   """The batches with their images where `cache` says, and what puts them on the mesh.
 
   Args:
@@ -52,20 +52,24 @@ def cached(batches: Batches, mesh: Mesh, cache: str) -> tuple[Batches, Feed]:
       each device, if they fit.
 
   Raises:
-    UserError: if too many examples are damaged, or one has another size.
+    UserError: if too many examples are corrupt, or one has another size.
     ValueError: if there is no such cache.
   """
   check_name("cache", cache, CACHES)
-  source, preprocess, damage = batches.source, batches.preprocess, batches.damage
-  *_, damaged = read(source, preprocess, [0], [None])  # an error before all the others decode
-  damage.note(damaged)
+  source, preprocess, corrupt_examples = (
+    batches.source,
+    batches.preprocess,
+    batches.corrupt_examples,
+  )
+  *_, corrupt = read(source, preprocess, [0], [None])  # an error before all the others decode
+  corrupt_examples.note(corrupt)
   if cache == "none":
-    return batches, Feed(mesh)
+    return batches, ShardBatch(mesh)
   _log.info("decoding %d images into memory", len(source))
-  resident = in_memory(source, preprocess, damage)
+  resident = in_memory(source, preprocess, corrupt_examples)
   on_device = cache == "device" and fits(mesh, resident)
   batches = dataclasses.replace(batches, source=resident, index_only=on_device)
-  return batches, Feed(mesh, resident if on_device else None)
+  return batches, ShardBatch(mesh, resident if on_device else None)
 
 
 def fits(mesh: Mesh, source: ArraySource) -> bool:

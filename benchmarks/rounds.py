@@ -1,4 +1,4 @@
-"""Timing of several calls turn by turn, so that what else the machine does falls on all alike."""
+"""Timing of several calls in alternation, so that what else the machine does falls on all alike."""
 
 from collections.abc import Callable
 import json
@@ -15,11 +15,11 @@ Times = dict[str, np.ndarray]
 
 def define_flags() -> None:
   """The flags that the benchmarks have in common."""
-  flags.DEFINE_integer("rounds", 9, "How many turns each call takes.")
+  flags.DEFINE_integer("rounds", 9, "How often each call is timed.")
   flags.DEFINE_string("json", None, "File for all figures, with hardware and versions.")
 
 
-def in_turns(calls: dict[str, Callable[[], object]], rounds: int) -> Times:
+def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> Times:
   """Seconds of each call in each round, [rounds], after one call of each that is not counted."""
   times: dict[str, list[float]] = {name: [] for name in calls}
   for round_number in range(rounds + 1):

@@ -180,7 +180,7 @@ def test_groups_are_normalised_each_by_itself(depthwise):
   assert_trees_close(updated, averaged, 1e-6)
   of_all, _ = logits_and_statistics(whole, image)
   assert np.abs(of_all - logits).max() > 1e-2
-  with pytest.raises(ValueError, match="8 images cannot be cut into groups of group_size=3"):
+  with pytest.raises(ValueError, match="8 images cannot be split into groups of group_size=3"):
     logits_and_statistics(whole.clone(group_size=3), image)
 
 

@@ -39,7 +39,7 @@ def no_compiler(monkeypatch):
 
 
 def test_a_missing_compiler_is_named_with_the_alternative(no_compiler):
-  with pytest.raises(UserError, match=r"'no-such-compiler' cannot be run.*take .taps"):
+  with pytest.raises(UserError, match=r"'no-such-compiler' cannot be run.*use .taps"):
     native.register()
 
 
@@ -55,14 +55,14 @@ def test_none_is_native_where_there_is_a_compiler(caplog):
     assert is_native(lambda x, kernel: depthwise_conv(x, kernel), x, kernel)
     assert is_native(lambda x, kernel: depthwise_conv(2 * x, kernel), x, kernel)
   (message,) = [m for m in caplog.messages if "depthwise" in m]
-  assert message == "depthwise convolution on CPU by native: C++, compiled on this machine"
+  assert message == "depthwise convolution on CPU: native (C++, compiled on this machine)"
 
 
 def test_none_is_taps_where_there_is_no_compiler(no_compiler, caplog):
   case = random_case((2, 5, 6, 3, 3, 3))
   assert not is_native(lambda x, kernel: depthwise_conv(x, kernel), *case[:2])
   (message,) = [m for m in caplog.messages if "depthwise" in m]
-  assert "on CPU by taps, which is slower than native: the C++ compiler 'no-such-com" in message
+  assert "on CPU: taps, which is slower than native: the C++ compiler 'no-such-com" in message
   got = jax.jit(partial(value_and_grads, depthwise_conv))(*case)
   assert_close(got, reference(*case), 1e-5)
 

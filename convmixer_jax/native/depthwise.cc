@@ -2,10 +2,10 @@
 // stride 1 and SAME padding, and both its gradients, as XLA FFI targets.
 //
 // A vector holds adjacent channels at one position. For each image, one vector of channels at a
-// time is packed with zero padding into a buffer that stays in the cache, so the inner loops need no
-// bounds checks and read contiguous memory. Eight outputs of a row are accumulated in registers, as
-// are up to fifteen taps of a kernel gradient. The order of additions depends only on the shapes,
-// not on the number of threads.
+// time is packed with zero padding into a buffer that stays in the cache, so the inner loops need
+// no bounds checks and read contiguous memory. Eight outputs of a row are accumulated in registers,
+// as are up to fifteen taps of a kernel gradient. The order of additions depends only on the
+// shapes, not on the number of threads.
 
 #include <algorithm>
 #include <atomic>

@@ -1,6 +1,6 @@
-"""The C++ depthwise convolution: its calls, their export, and the model around it.
+"""The C++ depthwise convolution: its FFI calls, their export, and models that use it.
 
-Its numbers are tested with those of the other implementations in `test_depthwise.py`.
+`test_depthwise.py` tests its results, together with the other implementations.
 """
 
 from functools import partial
@@ -126,7 +126,7 @@ def test_model_for_another_platform_is_refused(configs):
 
 
 def setting(configs, depthwise, platform):
-  """A config, and what `make_model` looks at in a mesh of such devices."""
+  """A config, and a stand-in for a mesh with what `make_model` reads from it."""
   cfg = config.read(configs / "cifar10_256_8.py")
   cfg.model.depthwise = depthwise
   return cfg, SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]), size=1)

@@ -66,7 +66,7 @@ def test_errors_say_what_was_tried(tmp_path, monkeypatch):
 
 @pytest.fixture
 def no_cache(monkeypatch, tmp_path):
-  """A cache directory that not even root can make: below a file."""
+  """A cache directory below a file, which not even root can create."""
   (tmp_path / "file").touch()
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
   compiler._is_writable.cache_clear()

@@ -25,7 +25,7 @@ def create_model(
   Args:
     name: one of `list_models()`.
     num_classes: size of the logits; 0 for no head, None for the named model's default. If it
-      differs from that of the released weights, the log says that the head is new and random.
+      differs from that of the released weights, a new random head replaces theirs; this is logged.
     pretrained: load the released weights, see `pretrained.load`; otherwise initialize at random.
     in_chans: image channels.
     seed: for random initialization.

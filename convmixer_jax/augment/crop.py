@@ -63,7 +63,7 @@ def random_resized_crop(
 def resized_crop(
   image_bhwc: jax.Array, boxes: rectangle.Rectangles, is_bicubic_b: jax.Array
 ) -> jax.Array:
-  """Crops each image and resizes the crop to the size of the image, with Pillow's exact result.
+  """Crops each image and resizes the crop to the image's size, within one level of Pillow.
 
   Args:
     image_bhwc: uint8.

@@ -92,7 +92,7 @@ def affine(
   _, h, w, c = image_bhwc.shape
   if image_bhwc.dtype != jnp.uint8 or max(h, w) > 4096:
     raise ValueError(
-      f"image_bhwc must be uint8 of sides up to 4096, got {image_bhwc.dtype} {image_bhwc.shape}"
+      f"image_bhwc must be uint8 with sides up to 4096, got {image_bhwc.dtype} {image_bhwc.shape}"
     )
   if len(fill) != c:
     raise ValueError(f"fill must be {c} levels, one for each channel, got {fill}")

@@ -66,7 +66,7 @@ def parse(text: str) -> Policy:
     name = section.rstrip("0123456789.")
     number = section[len(name) :]
     if name not in allowed:
-      reason = "weights are not supported" if name == "w" else "is unknown"
+      reason = "sets weights, which are not supported" if name == "w" else "is unknown"
       raise UserError(
         f"policy {text!r}: section {section!r} {reason}; the sections of {family!r} are "
         f"{', '.join(allowed)}, each with a number"

@@ -88,6 +88,6 @@ def apply(image_bhwc: Array, draws: Draws, policy: Policy, fill: Sequence[int]) 
     )
     return image_bhwc, None
 
-  # A loop prevents fusion across layers: each layer reads its input many times.
+  # A loop prevents fusion across layers, which would recompute a layer for each read of its result.
   layers = [array_bl.T for array_bl in (op_bl, argument_bl, draws.interpolation_bl)]
   return jax.lax.scan(layer, image_bhwc, tuple(layers))[0]

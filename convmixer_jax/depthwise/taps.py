@@ -136,7 +136,7 @@ def _kernel_grad(x_cbhw: Array, g_cbhw: Array, *, kernel_size: tuple[int, int]) 
 
 
 def _maps_per_step(batch: int, height: int) -> int:
-  """Returns the smallest divisor of `batch` whose images have at least 16 rows, or `batch`."""
+  """Returns the smallest divisor of `batch` whose images have >= 16 rows in total, or `batch`."""
   if not isinstance(batch, int):  # a symbolic size of jax.export
     return 1
   return next((n for n in range(1, batch) if batch % n == 0 and n * height >= 16), max(batch, 1))

@@ -22,7 +22,7 @@ from convmixer_jax.model.layers import (
 
 
 class Block(nn.Module):
-  """A depthwise convolution with a residual connection, then a pointwise convolution."""
+  """Depthwise convolution with a residual connection, then pointwise; each with its `norm`."""
 
   depthwise_conv: Callable[..., DepthwiseConv]
   pointwise_conv: Callable[..., PointwiseConv]
@@ -47,7 +47,7 @@ class ConvMixer(nn.Module):
     num_classes: size of the logits; 0 omits the head and returns the pooled features.
     activation: "gelu" (exact), "gelu_tanh" (its approximation) or "relu" (the authors' 768/32).
     dtype: compute dtype: float32, bfloat16, or None for the promoted dtype of the images and
-      parameters. Activations, statistics, pooling and the head are always computed in float32.
+      parameters. Activations, statistics, pooling and the head are computed in float32.
     param_dtype: dtype of the parameters.
     group_size: in training, compute BatchNorm statistics separately for each group of this many
       consecutive images, like the per-GPU batches of PyTorch. The running statistics are averaged

@@ -50,7 +50,7 @@ def test_any_number_after_inc_means_increasing():
     ("rand-m9-x3", "section 'x3' is unknown; the sections of 'rand' are m, n, mstd, mmax, p, inc"),
     ("rand-m9-", "section '' is unknown"),
     ("rand-M9", "section 'M9' is unknown"),
-    ("rand-m9-w0", "section 'w0' weights are not supported"),
+    ("rand-m9-w0", "section 'w0' sets weights, which are not supported"),
     ("rand-m9.5", "m must be a whole number, got '9.5'"),
     ("rand-m", "m must be a whole number, got ''"),
     ("rand-n0", "n must be a whole number from 1, got '0'"),

@@ -14,7 +14,7 @@ def color_jitter(key: jax.Array, image_bhwc: jax.Array, strength: float) -> jax.
 
   Args:
     key: random key of this step.
-    image_bhwc: uint8; the factors and their order differ from image to image.
+    image_bhwc: uint8; factors and their order are drawn per image.
     strength: at least 0.
   """
   order_key, factor_key = jax.random.split(key)

@@ -30,7 +30,7 @@ def mix(
   Args:
     key: random key of this step.
     image_bhwc: uint8.
-    target_bk: float32, smoothed already.
+    target_bk: float32, already smoothed.
     mixup_alpha, cutmix_alpha: the ratio is drawn from Beta(alpha, alpha); 0 disables one of the
       two, at least one must be above 0.
     group_size: number of images that share a ratio, even and a divisor of the batch size; None for

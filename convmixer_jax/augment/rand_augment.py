@@ -20,7 +20,7 @@ class Draws(NamedTuple):
 
   Attributes:
     op_bl: int32, numbers of `Op`.
-    is_applied_bl: whether the op is applied at all.
+    is_applied_bl: whether the op is applied.
     magnitude_bl: float32, with noise, clipped to its limits.
     sign_bl: float32, -1 or 1; for ops with a direction.
     interpolation_bl: int32, numbers of `Interpolation`; for geometric ops.

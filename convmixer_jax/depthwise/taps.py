@@ -95,7 +95,7 @@ def _channels_per_block(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...])
   pages costs as much as the arithmetic. A block also stays in the last-level cache.
   """
   channels, batch, height, width = x_shape
-  if not isinstance(batch, int):  # a symbolic size of jax.export
+  if not isinstance(batch, int):  # a symbolic size from jax.export
     return channels
   map_bytes = 4 * batch * (height + kernel_shape[0] - 1) * (width + kernel_shape[1] - 1)
   return next(
@@ -137,7 +137,7 @@ def _kernel_grad(x_cbhw: Array, g_cbhw: Array, *, kernel_size: tuple[int, int]) 
 
 def _maps_per_step(batch: int, height: int) -> int:
   """Returns the smallest divisor of `batch` whose images have >= 16 rows in total, or `batch`."""
-  if not isinstance(batch, int):  # a symbolic size of jax.export
+  if not isinstance(batch, int):  # a symbolic size from jax.export
     return 1
   return next((n for n in range(1, batch) if batch % n == 0 and n * height >= 16), max(batch, 1))
 

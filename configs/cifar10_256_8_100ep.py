@@ -1,9 +1,9 @@
 """ConvMixer-256/8 on CIFAR-10: run B of the authors' script, 100 epochs.
 
 Command:   python -m convmixer_jax.main --config=configs/cifar10_256_8_100ep.py
-Reaches:   more than 94 % there, in about 71 minutes on one RTX 2080 Ti; not measured here.
-Source:    locuslab/convmixer-cifar10, README and train.py: run A, longer, with colour jitter
-           and torchvision's random erasing.
+Reaches:   more than 94 % reported, in about 71 minutes on one RTX 2080 Ti; not measured here.
+Source:    locuslab/convmixer-cifar10, README and train.py: run A with more epochs, colour
+           jitter and torchvision's random erasing.
 """
 
 import pathlib

@@ -1,12 +1,12 @@
 """ConvMixer-256/8, kernel 9, patch 1, on CIFAR-10 with the ImageNet recipe, 200 epochs.
 
 Command:   python -m convmixer_jax.main --config=configs/cifar10_256_8_p1_k9.py
-Reaches:   95.89 % there, where the paper's table has 96.03 %; hardware and time not told;
-           not measured here.
-Source:    A user's run, locuslab/convmixer, issue 15: the paper's command with a smallest crop
-           of 3/4, one GPU's batch of 64 and a weight decay of 0.01. It leaves the model's
-           width and depth open; 256/8 is the paper's baseline, and the patch and the kernel
-           are told. What the authors say they used is `cifar10_256_16_p1_k9.py`.
+Reaches:   95.89 % reported, without hardware or time (96.03 % in the paper's table); not
+           measured here.
+Source:    A user's run, locuslab/convmixer, issue 15: the paper's command with crops of at
+           least 3/4 of the image, one GPU with a batch of 64 and a weight decay of 0.01. It
+           states the patch and kernel size, but not the width and depth; 256/8 is the paper's
+           baseline. The settings that the authors report are in `cifar10_256_16_p1_k9.py`.
 """
 
 import pathlib

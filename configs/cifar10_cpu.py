@@ -1,8 +1,8 @@
-"""ConvMixer-64/4 on CIFAR-10: ten epochs that a laptop's CPU trains in minutes.
+"""ConvMixer-64/4 on CIFAR-10: ten epochs, minutes on a laptop's CPU.
 
 Command:   python -m convmixer_jax.main --config=configs/cifar10_cpu.py
 Reaches:   74.9 % on the JPEG copy of CIFAR-10 in 2 min 20 s on 2 CPU cores (README.md).
-Source:    our own; `benchmarks/cifar10_torch.py` runs the same in PyTorch.
+Source:    our own; `benchmarks/cifar10_torch.py` is the same recipe in PyTorch.
 """
 
 import pathlib

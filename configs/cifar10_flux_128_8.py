@@ -1,12 +1,12 @@
 """ConvMixer-128/8 on CIFAR-10 as in the Flux blog, 200 epochs without augmentation.
 
 Command:   python -m convmixer_jax.main --config=configs/cifar10_flux_128_8.py
-Reaches:   74 % there; hardware and time not told; not measured here.
-Source:    "A ConvMixer architecture" (Flux.jl), and FluxML/model-zoo, whose call matches its
-           signature, as the blog's does not. The loss is summed over the batch, the decay is
-           coupled and comes before the clipping, the clipping is of each array, and GELU
-           is the tanh form. Its curves of training are of the whole training split after each
-           epoch, in test mode: the split "train_eval".
+Reaches:   74 % reported, without hardware or time; not measured here.
+Source:    "A ConvMixer architecture" (Flux.jl), and FluxML/model-zoo, whose model call matches
+           the function's signature (the blog's does not). The loss is summed over the batch,
+           weight decay is L2 and added before clipping, each array is clipped separately, and
+           GELU is the tanh form. Its training curves evaluate the whole training split after
+           each epoch, in test mode: the split "train_eval".
 """
 
 from ml_collections import config_dict
@@ -25,7 +25,7 @@ def get_config() -> config_dict.ConfigDict:
     drop_remainder=False,
     cache="device",
   )
-  config.augment.update(mean=(0.0,) * 3, std=(1.0,) * 3, flip=False)  # levels over 255
+  config.augment.update(mean=(0.0,) * 3, std=(1.0,) * 3, flip=False)  # pixel values / 255
   config.model.update(
     dim=128,
     depth=8,

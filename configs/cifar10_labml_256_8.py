@@ -1,11 +1,11 @@
 """ConvMixer-256/8, kernel 7, patch 2, on CIFAR-10 as in labml.ai's experiment, 150 epochs.
 
 Command:   python -m convmixer_jax.main --config=configs/cifar10_labml_256_8.py
-Reaches:   its accuracy, its hardware and its time are not told; not measured here.
+Reaches:   no accuracy, hardware or time reported; not measured here.
 Source:    labml_nn/conv_mixer/experiment.py, and labml_nn/experiments/cifar10.py for the data:
-           Adam at a fixed learning rate, a crop after 4 pixels of padding, and flips. labml's
-           Adam adds epsilon before the bias correction. Its blocks begin as copies of one, here
-           each is drawn by itself.
+           Adam at a constant learning rate, a crop after 4 pixels of padding, and flips. labml's
+           Adam adds epsilon before the bias correction. Its blocks are initialized as copies of
+           one block; here each is initialized independently.
 """
 
 from ml_collections import config_dict

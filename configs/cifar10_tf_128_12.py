@@ -1,8 +1,8 @@
 """ConvMixer-128/12, kernel 8, on CIFAR-10: the Cooper Union study with twelve blocks.
 
 Command:   python -m convmixer_jax.main --config=configs/cifar10_tf_128_12.py
-Reaches:   there further behind the paper than 128/4, in a figure alone; not measured here.
-Source:    as `cifar10_tf_128_4.py`, whose docstring names what is particular to it.
+Reaches:   further below the paper than 128/4, in a figure only; not measured here.
+Source:    as `cifar10_tf_128_4.py`, whose docstring lists the particulars.
 """
 
 import pathlib

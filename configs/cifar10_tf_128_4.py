@@ -1,19 +1,19 @@
 """ConvMixer-128/4, kernel 8, on CIFAR-10: the Cooper Union study's final phase, 200 epochs.
 
 Command:   python -m convmixer_jax.main --config=configs/cifar10_tf_128_4.py
-Reaches:   there "slightly behind" the paper's 91.26 %, in a figure alone; hardware and time
-           not told; not measured here.
+Reaches:   "slightly behind" the paper's 91.26 %, in a figure only, without hardware or time;
+           not measured here.
 Source:    "Deep Learning Midterm: ConvMixer" (TensorFlow). Its schedule counts epochs from 1,
-           so that it is an epoch ahead and the last epoch has no learning rate at all; its
-           images are levels from 0 to 255, not normalised; its epsilon is Keras's. There an
-           epoch of the schedule has 1562.5 steps, here 1563.
-Differs:   imgaug 0.4.0's RandAugment(3, 7) first flips and takes 0 or 1 pixel off each side,
-           here a flip and a crop of as many pixels. Then 3 of 18 ops, no op twice, here 3 of
-           torchvision's 14, with replacement; Invert, Cutout (of 5 pixels), FilterBlur and
-           FilterSmooth are missing. Rotation (7 degrees), shear (0.07), contrast and the like
-           (0.21) and Posterize (7 bits) are as strong; translation is by 2 pixels there, 3
-           here, Solarize from 197 there, 196 here. There ops fill with 128, here with 0, and
-           shear moves about a corner, here about the centre.
+           so it is one epoch ahead and the learning rate is 0 for the whole last epoch. Its
+           images have values from 0 to 255, not normalised. Its epsilon is Keras's. An epoch
+           of its schedule has 1562.5 steps, here 1563.
+Differs:   imgaug 0.4.0's RandAugment(3, 7) first flips and crops 0 or 1 pixel off each side;
+           here a flip and a crop of the same size. It then draws 3 of 18 ops without
+           replacement, here 3 of torchvision's 14 with replacement; Invert, Cutout (5 pixels),
+           FilterBlur and FilterSmooth are missing. Rotation (7 degrees), shear (0.07), contrast
+           and similar ops (0.21) and Posterize (7 bits) are equally strong. Translation is by 2
+           pixels there, 3 here; Solarize starts at 197 there, 196 here. Ops fill with 128
+           there, 0 here; shear is about a corner there, about the centre here.
 """
 
 from ml_collections import config_dict

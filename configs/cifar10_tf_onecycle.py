@@ -1,12 +1,13 @@
 """ConvMixer-128/4, kernel 8, on CIFAR-10: the Cooper Union study's figure 4b, 200 epochs.
 
 Command:   python -m convmixer_jax.main --config=configs/cifar10_tf_onecycle.py
-Reaches:   there curves alone, with a "wild validation accuracy", which the study mended by
-           stronger augmentation; hardware and time not told; not measured here.
+Reaches:   curves only, with a "wild validation accuracy", which the study fixed with
+           stronger augmentation; no hardware or time reported; not measured here.
 Source:    "Deep Learning Midterm: ConvMixer" (TensorFlow): the authors' schedule without weight
            decay or clipping, and Keras's ImageDataGenerator as in the second phase (rotation
-           10 degrees, shift and zoom 10 %, flip). Not told: the peak and the batch, here those
-           of the final phase, as is what `cifar10_tf_128_4.py` says of the schedule.
+           10 degrees, shift and zoom 10 %, flip). It does not state the peak learning rate and
+           the batch size, here as in the final phase; `cifar10_tf_128_4.py` describes the
+           schedule.
 """
 
 import pathlib

@@ -1,10 +1,10 @@
 """ConvMixer-128/4, kernel 8, on CIFAR-10: the Cooper Union study's first phase.
 
 Command:   python -m convmixer_jax.main --config=configs/cifar10_tf_phase1.py
-Reaches:   "about 88.5 %" there; hardware and time not told; not measured here.
-Source:    "Deep Learning Midterm: ConvMixer" (TensorFlow): Adam at a fixed learning rate, no
-           augmentation. Not told: the learning rate, here Keras's default, and the epochs and
-           the batch, here those of the second and the final phase.
+Reaches:   "about 88.5 %" reported, without hardware or time; not measured here.
+Source:    "Deep Learning Midterm: ConvMixer" (TensorFlow): Adam at a constant learning rate, no
+           augmentation. It does not state the learning rate (here Keras's default), the epochs
+           (here as in the second phase) or the batch size (here as in the final phase).
 """
 
 import pathlib

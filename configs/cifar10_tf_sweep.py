@@ -2,11 +2,11 @@
 
 Command:   python -m convmixer_jax.sweep --config=configs/cifar10_tf_sweep.py \\
              --over=model.dim=128,256 --over=model.depth=4,8,12
-Reaches:   there figures alone, which show accuracy against parameters and against relative
-           time per epoch; not measured here. One model: --config=configs/cifar10_tf_sweep.py
+Reaches:   figures only, of accuracy against parameters and against relative time per epoch;
+           not measured here. To train a single model: --config=configs/cifar10_tf_sweep.py
 Source:    "Deep Learning Midterm: ConvMixer" (TensorFlow): slanted triangle to 1e-3, Keras's
            ImageDataGenerator (rotation 10 degrees, shift and zoom 10 %, flip), dropout 20 %,
-           L2 penalty 1e-3 on kernels, whose gradient is 2e-3 of the weight. Batch as there
+           L2 penalty 1e-3 on kernels, whose gradient is 2e-3 times the weight. Batch size as
            in the final phase.
 """
 

@@ -1,12 +1,12 @@
-"""ConvMixer-768/32, trained on ImageNet-1k, fine-tuned on CIFAR-10 at 224x224 pixels.
+"""ConvMixer-768/32, pretrained on ImageNet-1k, fine-tuned on CIFAR-10 at 224x224 pixels.
 
 Command:   python -m convmixer_jax.main --config=configs/finetune_cifar10.py
-Reaches:   not measured. Nor are these settings anybody's recipe: customary values
-           for fine-tuning, with a tenth of the head's learning rate below it.
-           --config.step.freeze_backbone=True trains the head alone, and
+Reaches:   not measured. The settings are not a published recipe, but common values
+           for fine-tuning; the backbone has a tenth of the head's learning rate.
+           --config.step.freeze_backbone=True trains only the head, and
            --config.data.image_size=112 takes about a quarter of the time.
-Source:    the weights are the authors', as timm publishes them (convmixer_768_32,
-           80.16 % on ImageNet-1k); mean and std are those they were trained with.
+Source:    the authors' weights, as published by timm (convmixer_768_32, 80.16 % on
+           ImageNet-1k), with the mean and std that they were trained with.
 """
 
 from ml_collections import config_dict
@@ -20,7 +20,7 @@ def get_config() -> config_dict.ConfigDict:
   config.init_from = "convmixer_768_32"
   config.data.update(
     dataset="cifar10",
-    image_size=224,  # from 32, bicubic or bilinear, on the host
+    image_size=224,  # resized from 32 on the host, bicubic or bilinear
     batch_size=128,
     eval_batch_size=128,
     crop="random_resized",

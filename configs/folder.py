@@ -1,13 +1,13 @@
-"""ConvMixer-256/8 on photos of one's own: a directory with one directory of images for each class.
+"""ConvMixer-256/8 on your own photos: a directory with one subdirectory of images per class.
 
 Command:   python -m convmixer_jax.main --config=configs/folder.py --config.data.data_dir=DIR
-           DIR has train/CLASS/ and val/CLASS/ (or validation, valid, test), or the classes alone:
-           then a fifth of the images of each is held out. The classes are counted.
-Reaches:   not measured. With only some hundred photos, weights from ImageNet reach more than
-           training from nothing does: --config=configs/finetune_cifar10.py
+           DIR has train/CLASS/ and val/CLASS/ (or validation, valid, test), or only CLASS/:
+           then a fifth of each class is held out. The number of classes is detected.
+Reaches:   not measured. With only a few hundred photos, fine-tuning ImageNet weights is more
+           accurate than training from scratch: --config=configs/finetune_cifar10.py
            --config.data.dataset=folder --config.data.data_dir=DIR
            --config.data.eval_split=validation --config.model.num_classes=NUMBER
-Source:    our own; small batches, so that a few dozen photos are enough to start.
+Source:    our own; batches are small so that a few dozen photos are enough to start.
 """
 
 from ml_collections import config_dict

@@ -1,9 +1,9 @@
-"""ConvMixer-1024/20 with patches of 14 on ImageNet-1k, all else as 1536/20.
+"""ConvMixer-1024/20 with patches of 14 on ImageNet-1k, otherwise as 1536/20.
 
 Command:   python -m convmixer_jax.main --config=configs/imagenet_1024_20.py
-Reaches:   76.94 % top-1 there, with the augmentation that `imagenet_1536_20` names;
-           not measured here.
-Source:    locuslab/convmixer, README. No source gives its epochs; 150 is our guess.
+Reaches:   76.94 % top-1 reported, with the augmentation of `imagenet_1536_20`; not
+           measured here.
+Source:    locuslab/convmixer, README. No source states the epochs; 150 is our guess.
 """
 
 import pathlib

@@ -1,10 +1,10 @@
 """ConvMixer-1536/20 on ImageNet-1k, 150 epochs: the paper's large model.
 
 Command:   python -m convmixer_jax.main --config=configs/imagenet_1536_20.py
-Reaches:   81.37 % top-1 there, in about 9 days on 10 RTX 8000; not measured here.
-Source:    locuslab/convmixer, README, and the defaults of its timm (train.py): the weight
-           decay of 2e-5 and the label smoothing are among these. BatchNorm and Mixup work
-           on each GPU's 64 images there, on groups of 64 here. There fp16, here bfloat16.
+Reaches:   81.37 % top-1 reported, in about 9 days on 10 RTX 8000; not measured here.
+Source:    locuslab/convmixer, README, and the defaults of its timm (train.py), which
+           include the weight decay of 2e-5 and the label smoothing. BatchNorm and Mixup use
+           each GPU's 64 images there, groups of 64 here. It computes in fp16, here bfloat16.
 """
 
 from ml_collections import config_dict

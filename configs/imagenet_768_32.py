@@ -1,7 +1,7 @@
-"""ConvMixer-768/32 on ImageNet-1k: ReLU, 300 epochs, all else as 1536/20.
+"""ConvMixer-768/32 on ImageNet-1k: ReLU, 300 epochs, otherwise as 1536/20.
 
 Command:   python -m convmixer_jax.main --config=configs/imagenet_768_32.py
-Reaches:   80.16 % top-1 there, in about 8 days on 10 RTX 8000; not measured here.
+Reaches:   80.16 % top-1 reported, in about 8 days on 10 RTX 8000; not measured here.
 Source:    locuslab/convmixer, README; its released weights were trained with ReLU.
 """
 

@@ -1,11 +1,11 @@
 """ConvMixer ("Patches Are All You Need?", Trockman & Kolter) in JAX and Flax.
 
-Letters in names of arrays, after an underscore, give their dimensions:
+The letters after the underscore in an array's name are its dimensions:
   b  batch      h  height     w  width      c  channels
   k  classes    f  features (the model's width, `dim`)
-so `image_bhwc` is a batch of images and `logits_bk` a score for every class.
+For example, `image_bhwc` is a batch of images, and `logits_bk` has one score per class.
 
-These names need nothing but JAX and Flax.
+Importing this package needs only JAX and Flax.
 """
 
 from convmixer_jax.model.convmixer import ConvMixer

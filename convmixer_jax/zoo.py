@@ -1,4 +1,4 @@
-"""Models by name, with fresh or released weights."""
+"""Models by name, with random or released weights."""
 
 import logging
 from typing import Any
@@ -20,21 +20,21 @@ def create_model(
   seed: int = 0,
   **overrides: Any,
 ) -> tuple[ConvMixer, dict[str, Any]]:
-  """A named model and its variables {"params", "batch_stats"} in float32.
+  """Returns a named model and its float32 variables, {"params", "batch_stats"}.
 
   Args:
     name: one of `list_models()`.
-    num_classes: size of the logits, 0 for none; None for the name's own. With released weights
-      another number gets a fresh head, which the log says.
-    pretrained: load the released weights, see `pretrained.load`; else all is drawn at random.
-    in_chans: channels of the images.
-    seed: of what is drawn at random.
+    num_classes: size of the logits; 0 for no head, None for the named model's default. If it
+      differs from that of the released weights, a new random head replaces theirs; this is logged.
+    pretrained: load the released weights, see `pretrained.load`; otherwise initialize at random.
+    in_chans: image channels.
+    seed: for random initialization.
     **overrides: other attributes of `ConvMixer`, such as `dtype` or `dropout`.
 
   Raises:
-    UserError: if there is no such model, it has no released weights, these do not fit `in_chans`
+    UserError: if there is no such model, it has no released weights, they do not match `in_chans`
       or an override, or they cannot be fetched.
-    ValueError: if `ConvMixer` does not allow the value of an override.
+    ValueError: if `ConvMixer` does not allow an override's value.
     TypeError: if `ConvMixer` has no such attribute.
   """
   settings = names.settings_of(name)
@@ -48,10 +48,10 @@ def create_model(
   for key, value in {"in_chans": in_chans, **overrides}.items():
     if key in fixed and value != fixed[key]:
       raise UserError(
-        f"{key}={value!r} does not fit the released weights of {name}, where it is {fixed[key]!r}: "
-        "leave one of them out"
+        f"{key}={value!r} does not match the released weights of {name}, which have "
+        f"{key}={fixed[key]!r}: drop {key} or pretrained=True"
       )
-  from convmixer_jax import pretrained as pretrained_lib  # only now: it brings more than JAX
+  from convmixer_jax import pretrained as pretrained_lib  # lazy: it imports more than JAX
 
   model, variables = pretrained_lib.load(name)
   if num_classes is not None:
@@ -62,13 +62,15 @@ def create_model(
 def replace_head(
   model: ConvMixer, variables: Any, num_classes: int, seed: int = 0
 ) -> tuple[ConvMixer, dict[str, Any]]:
-  """The same with so many classes; where that is another number, the head is drawn at random.
+  """Returns the model and variables with `num_classes` classes.
+
+  If the number of classes changes, the head is initialized at random.
 
   Args:
-    model: any.
-    variables: its {"params", "batch_stats"}, which are not changed.
+    model: any ConvMixer.
+    variables: its {"params", "batch_stats"}; not modified.
     num_classes: 0 for no head.
-    seed: of the new head.
+    seed: for the new head.
   """
   if num_classes == model.num_classes:
     return model, variables
@@ -78,8 +80,8 @@ def replace_head(
     fresh = variables_lib.fresh(changed.clone(depth=0), 3, seed)
     params["head"] = fresh["params"]["head"]
   _log.info(
-    "the head for %d classes was left out, %s",
+    "dropped the head for %d classes; %s",
     model.num_classes,
-    f"that for {num_classes} is fresh" if num_classes else "there is no other",
+    f"the new one, for {num_classes}, is random" if num_classes else "the model has no head",
   )
   return changed, {**variables, "params": params}

@@ -129,7 +129,7 @@ def test_training_and_predicting_need_no_home(tmp_path):
   settings = [*SMALL, "--config.model.depthwise=native", "--config.run.max_steps=2"]
   done = start(f"--workdir={run}", *settings, devices=1, **home)
   assert done.returncode == 0, done.stderr
-  assert done.stderr.count("Set XDG_CACHE_HOME to a directory that can be written to") == 1
+  assert done.stderr.count("Set XDG_CACHE_HOME to a writable directory") == 1
   PIL.Image.fromarray(np.zeros((9, 9), np.uint8)).save(image)
   done = start(f"--init_from={run}", str(image), module="predict", **home)
   assert done.returncode == 0, done.stderr

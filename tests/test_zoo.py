@@ -69,9 +69,9 @@ def test_a_fresh_model_is_that_of_the_name_and_the_overrides():
 
 
 def test_wrong_names_and_overrides_are_refused():
-  with pytest.raises(UserError, match="'convmixer_1536-20' is no model; did you mean conv"):
+  with pytest.raises(UserError, match="'convmixer_1536-20' is not a model; did you mean conv"):
     create_model("convmixer_1536-20")
-  with pytest.raises(UserError, match="'resnet50' is no model; there are convmixer_1536_20, "):
+  with pytest.raises(UserError, match="'resnet50' is not a model; there are convmixer_1536_20, "):
     create_model("resnet50")
   with pytest.raises(ValueError, match="activation is 'swish'; allowed: "):
     create_model(SMALL, activation="swish")

@@ -1,7 +1,8 @@
-"""What happens to a batch of uint8 images on the device, before the model sees it.
+"""Augmentation of uint8 image batches on the device.
 
-All of it is a function of a key and the image's place in the global batch, whatever the number of
-devices: no image is drawn twice alike, and a resumed run draws what the unbroken one would have.
+All randomness depends only on a key and on the image's index in the global batch, not on the number
+of devices. Every image gets its own draws in every step, and a resumed run makes the same draws as
+an uninterrupted one.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from convmixer_jax.augment.policy import Policy
 
 
 def normalize(image_bhwc: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
-  """uint8 -> float32 with each channel's mean and deviation, given as fractions of 255."""
+  """Normalises uint8 to float32 with each channel's mean and std, given as fractions of 255."""
   mean_111c = 255 * jnp.array(mean, jnp.float32)[None, None, None]
   std_111c = 255 * jnp.array(std, jnp.float32)[None, None, None]
   return (image_bhwc.astype(jnp.float32) - mean_111c) / std_111c
@@ -29,20 +30,20 @@ def random_flip(key: jax.Array, image_bhwc: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-  """What a recipe does to the training images and labels, in the order of the authors' timm.
+  """A recipe's augmentation of training images and labels, in the order of the authors' timm.
 
-  Attributes, in this order of application:
-    crop_padding: of `crop.random_crop`; 0 for none.
+  Attributes, in the order of application:
+    crop_padding: for `crop.random_crop`; 0 to disable.
     resized_crop: arguments (scale, ratio, interpolation) of `crop.random_resized_crop`, or None.
-    rotate, shift, zoom: of `affine.random_affine`; all 0 for none.
+    rotate, shift, zoom: for `affine.random_affine`; all 0 to disable.
     flip: whether to flip at random.
-    policy: of `rand_augment.rand_augment`, or None.
-    jitter: of `jitter.color_jitter`; 0 for none.
+    policy: for `rand_augment.rand_augment`, or None.
+    jitter: for `jitter.color_jitter`; 0 to disable.
     label_smoothing: share of each label that is spread over all classes.
-    mixup_alpha, cutmix_alpha, group_size, draws_on: of `mix.mix`; alphas of 0 for neither.
-    mean, std: of each channel, as fractions of 255.
-    erase_probability, erase_mode: of `erase.random_erase`; 0 for none.
-    num_classes: of the labels.
+    mixup_alpha, cutmix_alpha, group_size, draws_on: for `mix.mix`; both alphas 0 to disable.
+    mean, std: per channel, as fractions of 255.
+    erase_probability, erase_mode: for `erase.random_erase`; probability 0 to disable.
+    num_classes: number of classes of the labels.
   """
 
   mean: tuple[float, ...]
@@ -67,10 +68,10 @@ class Augmentation:
   def __call__(
     self, key: jax.Array, image_bhwc: jax.Array, label_b: jax.Array
   ) -> tuple[jax.Array, jax.Array]:
-    """The training images and targets of one step.
+    """Augments the images and labels of one step.
 
     Args:
-      key: of this step.
+      key: random key of this step.
       image_bhwc: uint8.
       label_b: int32.
 

@@ -1,4 +1,4 @@
-"""Small random turns, shifts and zooms, as Keras's ImageDataGenerator makes them."""
+"""Small random rotations, shifts and zooms, as in Keras's ImageDataGenerator."""
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +8,14 @@ from jax.scipy.ndimage import map_coordinates
 def random_affine(
   key: jax.Array, image_bhwc: jax.Array, rotate: float, shift: float, zoom: float
 ) -> jax.Array:
-  """Turns, shifts and zooms each image about its centre; what is then open repeats the border.
+  """Rotates, shifts and zooms each image about its centre; fills by repeating the border.
 
   Args:
-    key: of this step.
+    key: random key of this step.
     image_bhwc: uint8; interpolated linearly and rounded.
-    rotate: greatest angle in degrees, either way.
-    shift: greatest shift over the side, in both directions.
-    zoom: greatest change of height and of width over 1, each by itself.
+    rotate: maximum angle in degrees, in either direction.
+    shift: maximum shift in either direction, as a fraction of the side.
+    zoom: scale factors of height and width are drawn independently from [1 - zoom, 1 + zoom].
   """
   b, h, w, _ = image_bhwc.shape
   draw_b5 = jax.random.uniform(key, (b, 5), minval=-1.0, maxval=1.0)
@@ -28,7 +28,7 @@ def random_affine(
 def affine(
   image_hwc: jax.Array, angle: jax.Array, moved_2: jax.Array, scale_2: jax.Array
 ) -> jax.Array:
-  """The image at rotation(angle) @ (scale_2 * place + moved_2) for each place from its centre."""
+  """Samples the image at rotation(angle) @ (scale_2 * place + moved_2), relative to the centre."""
   h, w, _ = image_hwc.shape
   centre_211 = jnp.array([(h - 1) / 2, (w - 1) / 2])[:, None, None]
   place_2hw = jnp.stack(jnp.meshgrid(jnp.arange(h), jnp.arange(w), indexing="ij")) - centre_211

@@ -1,4 +1,4 @@
-"""Random erasing: a rectangle of each image is overwritten."""
+"""Random erasing: overwrites a rectangle of an image."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ def _zeros(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   return jnp.zeros(shape)
 
 
-# Ranges of the rectangle's area over the image's and of its height over its width; its filling.
+# Range of the rectangle's area over the image's, range of its height over its width, and its fill.
 ERASE_MODES = {
   "pixel": ((0.02, 1 / 3), (0.3, 1 / 0.3), jax.random.normal),
   "constant": ((0.02, 0.33), (0.3, 3.3), _zeros),
@@ -20,20 +20,19 @@ ERASE_MODES = {
 
 
 def random_erase(key: jax.Array, image_bhwc: jax.Array, probability: float, mode: str) -> jax.Array:
-  """Erases a rectangle in each image with this probability.
+  """Erases a random rectangle in each image with the given probability.
 
-  It is smaller than the image in both directions.
+  The rectangle is smaller than the image in both dimensions.
 
   Args:
-    key: of this step.
+    key: random key of this step.
     image_bhwc: float32, normalised.
-    probability: of each image by itself.
-    mode: "pixel": standard normal noise in each pixel and channel, as in timm
-      (`random_erasing.py`); "constant": 0, which is the dataset's mean, as in
-      torchvision.
+    probability: applied independently to each image.
+    mode: "pixel": standard normal noise per pixel and channel, as in timm (`random_erasing.py`);
+      "constant": 0, the dataset's mean, as in torchvision.
 
   Raises:
-    ValueError: if there is no such mode.
+    ValueError: if `mode` is unknown.
   """
   check_name("erase_mode", mode, ERASE_MODES)
   area, ratio, fill = ERASE_MODES[mode]

@@ -1,11 +1,11 @@
-"""Affine transforms of uint8 images by Pillow's rules, each image with its own.
+"""Per-image affine transforms of uint8 images, with Pillow's conventions.
 
-Pixel (i, j) covers [j, j + 1) x [i, i + 1), so its centre lies at (j + 0.5, i + 0.5). The centre
-of each output pixel is taken to a point of the input. A point outside of the image gives the fill
-colour; the neighbours that an interpolation needs are clamped to the image.
+Pixel (i, j) covers [j, j + 1) x [i, i + 1), so its centre is (j + 0.5, i + 0.5). The centre of each
+output pixel is mapped to a point of the input. Points outside the image get the fill colour; the
+neighbours that interpolation needs are clamped to the image.
 
-Pillow finds the points in float64. Here they are integers, of 1/2**31 pixel in two parts: so
-which pixels they touch does not hang on rounding, nor on the device.
+Pillow computes the points in float64. Here they are fixed-point, in units of 2**-31 pixel split
+into two integers, so which pixels they touch does not depend on rounding or on the device.
 
 Dimension letters: b batch, h height, w width, c channels.
 """
@@ -21,12 +21,12 @@ from convmixer_jax.augment.rounding import product
 
 
 class Affine(NamedTuple):
-  """Where output points (x, y) lie on the input: linear @ (x, y) + shift, in pixels.
+  """Maps output points (x, y) to input points: linear @ (x, y) + shift, in pixels.
 
   Attributes:
     linear_b22: float32, of magnitude below 2.
     shift_b2: float32.
-    centred_b: whether x and y count from the centre of the image or from its top left corner.
+    centred_b: whether x and y are relative to the image centre, otherwise to its top left corner.
   """
 
   linear_b22: Array
@@ -42,24 +42,25 @@ def apply(
   fill: Sequence[int],
   interpolations: Sequence[Interpolation] = tuple(Interpolation),
 ) -> Array:
-  """Each image after its own geometric op; other ops leave it as it is.
+  """Applies each image's geometric op; other ops leave the image unchanged.
 
-  Pillow cuts float64 values to whole levels; of those in float32 about one in ten thousand comes
-  out a level apart.
+  Pillow truncates float64 values to whole levels. With float32, about one value in ten thousand
+  differs by one level.
 
   Args:
-    image_bhwc: uint8, no side above 4096.
+    image_bhwc: uint8, sides up to 4096.
     op_b: int32, numbers of `Op`.
     argument_b: float32, in the units named in `Op`.
     interpolation_b: int32, numbers of `Interpolation`.
-    fill: a level for each channel.
-    interpolations: those that occur in `interpolation_b`; only they are computed.
+    fill: one level per channel.
+    interpolations: those that occur in `interpolation_b`; only these are computed.
 
   Returns:
     uint8 of the same shape.
 
   Raises:
-    ValueError: another type or size, no level for each channel, or no interpolation.
+    ValueError: if the dtype or size is wrong, `fill` does not have one level per channel, or
+      `interpolations` is empty.
   """
   return affine(image_bhwc, transform_of(op_b, argument_b), interpolation_b, fill, interpolations)
 
@@ -87,11 +88,11 @@ def affine(
   fill: Sequence[int],
   interpolations: Sequence[Interpolation] = tuple(Interpolation),
 ) -> Array:
-  """`Image.transform` with AFFINE and fillcolor; arguments as of `apply`."""
+  """`Image.transform` with AFFINE and fillcolor; arguments are as in `apply`."""
   _, h, w, c = image_bhwc.shape
   if image_bhwc.dtype != jnp.uint8 or max(h, w) > 4096:
     raise ValueError(
-      f"image_bhwc must be uint8 of sides up to 4096, got {image_bhwc.dtype} {image_bhwc.shape}"
+      f"image_bhwc must be uint8 with sides up to 4096, got {image_bhwc.dtype} {image_bhwc.shape}"
     )
   if len(fill) != c:
     raise ValueError(f"fill must be {c} levels, one for each channel, got {fill}")
@@ -115,7 +116,7 @@ def affine(
 
 
 def _pixel_reader(image_bhwc: Array) -> Callable[[Array, Array], Array]:
-  """A function from rows and columns, (b, h, w) int32, to levels, (b, h, w, c) float32."""
+  """Returns a function from rows and columns, int32 (b, h, w), to levels, float32 (b, h, w, c)."""
   b, h, w, c = image_bhwc.shape
   image_bnc = image_bhwc.reshape(b, h * w, c)
 
@@ -130,9 +131,9 @@ def _pixel_reader(image_bhwc: Array) -> Callable[[Array, Array], Array]:
 
 
 def _points(transform: Affine, row: Array, column: Array, h: int, w: int) -> list:
-  """Where the centres of output pixels lie on the input: x and y, from its top left corner.
+  """Input points x and y of the output pixels' centres, from the input's top left corner.
 
-  Each is a pair of int32, high in units of 2**-16 pixel and low, below 2**15, of 2**-31.
+  Each is a pair of int32: high, in units of 2**-16 pixel, and low, below 2**15, in units of 2**-31.
   """
 
   def per_image(array_b: Array) -> Array:
@@ -156,7 +157,7 @@ def _points(transform: Affine, row: Array, column: Array, h: int, w: int) -> lis
 
 
 def _fixed(factor_b: Array) -> Array:
-  """int32 in units of 2**-30; float32 from 2**-6 on keep their value."""
+  """Converts to int32 in units of 2**-30; exact for float32 values of 2**-6 and above."""
   return jnp.round(factor_b * 2.0**30).astype(jnp.int32)
 
 
@@ -165,9 +166,9 @@ def _grid(h: int, w: int) -> tuple[Array, Array]:
 
 
 def _nearest(pixel: Callable, transform: Affine, h: int, w: int) -> tuple[Array, Array]:
-  """Levels (b, h, w, c) and whether the points are inside (b, h, w).
+  """Levels (b, h, w, c), and whether the points are inside the image (b, h, w).
 
-  Pillow walks the points from the first in steps that are multiples of 2**-16 pixel.
+  Like Pillow, steps from the first point in multiples of 2**-16 pixel.
   """
   row, column = _grid(h, w)
   first = _points(transform, row[:, :1], column[:, :, :1], h, w)
@@ -180,7 +181,7 @@ def _nearest(pixel: Callable, transform: Affine, h: int, w: int) -> tuple[Array,
 
 
 def _cells(transform: Affine, h: int, w: int) -> tuple[Array, ...]:
-  """The pixel up and left of each point, the way from its centre, and whether it is inside."""
+  """The pixel up and left of each point, the offset from its centre, and whether it is inside."""
   inside, corner, way = jnp.array(True), [], []
   for size, (high, low) in zip((w, h), _points(transform, *_grid(h, w), h, w), strict=True):
     inside &= (high >= 0) & (high < size << 16)
@@ -192,21 +193,21 @@ def _cells(transform: Affine, h: int, w: int) -> tuple[Array, ...]:
 
 
 def _bilinear(pixel: Callable, transform: Affine, h: int, w: int) -> tuple[Array, Array]:
-  """As `_nearest`, of the four pixels around, the value cut to a whole level."""
+  """Like `_nearest`, but interpolates four pixels and truncates to a whole level."""
   return _separable(_linear, range(2), pixel, transform, h, w)
 
 
 def _bicubic(pixel: Callable, transform: Affine, h: int, w: int) -> tuple[Array, Array]:
-  """As `_bilinear`, of the sixteen pixels around."""
+  """Like `_bilinear`, with sixteen pixels."""
   return _separable(_cubic, range(-1, 3), pixel, transform, h, w)
 
 
 def _separable(
   between: Callable, offsets: range, pixel: Callable, transform: Affine, h: int, w: int
 ) -> tuple[Array, Array]:
-  """Interpolates by `between` along the rows, then along the column of what that gives."""
+  """Interpolates with `between` along the rows, then along the resulting column."""
   up, left, down, across, inside = _cells(transform, h, w)
-  base = pixel(up, left)  # differences from it are small, and so are float32's errors in them
+  base = pixel(up, left)  # differences from it are small, and so are their float32 errors
   rows = [[pixel(up + i, left + j) - base for j in offsets] for i in offsets]
   change = between([between(row, across) for row in rows], down)
   return jnp.clip(base + jnp.floor(change), 0, 255), inside
@@ -217,10 +218,10 @@ def _linear(values: Sequence[Array], way: Array) -> Array:
 
 
 def _cubic(values: Sequence[Array], way: Array) -> Array:
-  """Between the middle two, with the slopes of their neighbours' differences, not halves of them.
+  """Interpolates between the middle two values by cubic convolution with a = -1.
 
-  That is cubic convolution with a = -1, with which Pillow transforms (Geometry.c); it resizes
-  with a = -0.5.
+  The slope at a value is the full difference of its neighbours, not half of it. Pillow uses a = -1
+  for transforms (Geometry.c), and a = -0.5 for resizing.
   """
   p0, p1, p2, p3 = values
   third = p1 - p0 + p3 - p2

@@ -10,12 +10,12 @@ OPS = (Op.BRIGHTNESS, Op.CONTRAST, Op.COLOR)
 
 
 def color_jitter(key: jax.Array, image_bhwc: jax.Array, strength: float) -> jax.Array:
-  """Each of the three by its own factor from [max(0, 1 - strength), 1 + strength], as torchvision.
+  """Applies each op with a random factor from [max(0, 1 - strength), 1 + strength], as torchvision.
 
   Args:
-    key: of this step.
-    image_bhwc: uint8; the factors and their order differ from image to image.
-    strength: 0 or greater.
+    key: random key of this step.
+    image_bhwc: uint8; factors and their order are drawn per image.
+    strength: at least 0.
   """
   order_key, factor_key = jax.random.split(key)
   shape = (len(image_bhwc), len(OPS))

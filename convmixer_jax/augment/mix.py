@@ -1,4 +1,4 @@
-"""Mixup and CutMix of uint8 images, and the soft targets that belong to them."""
+"""Mixup and CutMix of uint8 images and their soft targets."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ from jax.sharding import Sharding
 
 
 def smoothed(label_b: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
-  """One-hot targets, float32 [b, num_classes], of which `smoothing` is spread over all classes."""
+  """One-hot targets, float32 [b, num_classes], with `smoothing` spread over all classes."""
   one_hot_bk = jax.nn.one_hot(label_b, num_classes)
   return one_hot_bk * (1 - smoothing) + smoothing / num_classes
 
@@ -21,26 +21,26 @@ def mix(
   group_size: int | None,
   draws_on: Sharding | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-  """Mixes each image with its partner, the one at the mirrored place of its group.
+  """Mixes each image with its partner, the image at the mirrored index in its group.
 
-  Every group is mixed, with its own ratio, by Mixup or CutMix: either with
-  probability 1/2 where both have an alpha. Source: timm, `mixup.py`, its batch
-  mode, where a group is the batch of one GPU.
+  Each group is mixed with its own ratio, by either Mixup or CutMix, with probability 1/2 each if
+  both alphas are above 0. Source: timm, `mixup.py`, batch mode, where a group is the batch of one
+  GPU.
 
   Args:
-    key: of this step.
+    key: random key of this step.
     image_bhwc: uint8.
-    target_bk: float32, smoothed already.
-    mixup_alpha, cutmix_alpha: the ratio is drawn from Beta(alpha, alpha); 0 for
-      never, but not both.
-    group_size: images that are mixed alike, an even number that divides the
-      batch; None for the whole batch.
-    draws_on: where the ratios are drawn, on several devices a copy on each. Cut
-      over them, the loop that draws would ask them all after each of its steps
-      whether it is over.
+    target_bk: float32, already smoothed.
+    mixup_alpha, cutmix_alpha: the ratio is drawn from Beta(alpha, alpha); 0 disables one of the
+      two, at least one must be above 0.
+    group_size: number of images that share a ratio, even and a divisor of the batch size; None for
+      the whole batch.
+    draws_on: sharding of the drawn ratios, replicated if there are several devices. If they were
+      sharded, the sampling loop would synchronize all devices after each iteration to see whether
+      it has finished.
 
   Returns:
-    Both mixed.
+    The mixed images and targets.
   """
   b, h, w, _ = image_bhwc.shape
   size = group_size or b
@@ -64,7 +64,7 @@ def mix(
 
 
 def blend(image: jax.Array, ratio: jax.Array) -> jax.Array:
-  """Mixup: `ratio` of an image and the rest of its partner, rounded, half to even, to uint8.
+  """Mixup: ratio * image + (1 - ratio) * partner, rounded half to even, to uint8.
 
   Args:
     image: uint8 [groups, size, h, w, c].
@@ -77,10 +77,10 @@ def blend(image: jax.Array, ratio: jax.Array) -> jax.Array:
 def box(
   ratio: jax.Array, row: jax.Array, column: jax.Array, height: int, width: int
 ) -> tuple[jax.Array, jax.Array]:
-  """CutMix: which pixels [height, width] become the partner's, and the share of those that stay.
+  """CutMix: a mask [height, width] of the partner's pixels, and the share of the other pixels.
 
-  The box around pixel (row, column) has an area of 1 - `ratio` before its sides
-  become even and it is cut off at the border; the share is that after it.
+  The box around pixel (row, column) has an area of 1 - `ratio`, before its sides are rounded down
+  to even numbers and it is clipped at the border; the returned share accounts for both.
   """
   inside_hw = jnp.ones((height, width), bool)
   for axis, (centre, size) in enumerate(((row, height), (column, width))):
@@ -95,5 +95,5 @@ def _place(array: jax.Array, sharding: Sharding | None) -> jax.Array:
 
 
 def _along(group: jax.Array, array: jax.Array) -> jax.Array:
-  """[groups] -> [groups, 1, ...] with the rank of `array`."""
+  """Reshapes [groups] to [groups, 1, ...] with the rank of `array`."""
   return group.reshape(-1, *[1] * (array.ndim - 1))

@@ -1,8 +1,8 @@
-"""What RandAugment does to the levels of uint8 images, to Pillow's rounding.
+"""RandAugment's photometric ops on uint8 images, with Pillow's rounding.
 
-All but two ops map the levels of a channel by a table of 256 entries: one look-up per pixel,
-whatever the op. Color and Sharpness blend the image with a version of itself. So a batch takes
-one pass, in which every op that an image does not have is neutral.
+All ops but two map the levels of a channel through a table of 256 entries, which is one look-up per
+pixel for any op. Color and Sharpness blend the image with a version of itself. A batch therefore
+takes one pass, in which the ops that do not apply to an image are neutral.
 
 Dimension letters: b batch, h height, w width, c channels, v level (0..255).
 """
@@ -16,13 +16,13 @@ from convmixer_jax.augment.rounding import product
 
 
 def apply(image_bhwc: Array, op_b: Array, argument_b: Array) -> Array:
-  """Each image after its own photometric op; other ops leave it as it is.
+  """Applies each image's photometric op; other ops leave the image unchanged.
 
-  Every level is that of Pillow's ImageOps and ImageEnhance. With 0 bits an image is black, as it
-  was in Pillow before version 13, which refuses them.
+  Results are identical to Pillow's ImageOps and ImageEnhance. Posterize with 0 bits gives a black
+  image, as in Pillow before version 13, which rejects it.
 
   Args:
-    image_bhwc: uint8, of one channel (grey; then Color does nothing) or three (RGB).
+    image_bhwc: uint8, with one channel (grey; Color has no effect) or three (RGB).
     op_b: int32, numbers of `Op`.
     argument_b: float32, in the units named in `Op`.
 
@@ -30,7 +30,7 @@ def apply(image_bhwc: Array, op_b: Array, argument_b: Array) -> Array:
     uint8 of the same shape.
 
   Raises:
-    ValueError: not uint8, or another number of channels or dimensions.
+    ValueError: if the dtype, number of channels or number of dimensions is wrong.
   """
   if image_bhwc.ndim != 4 or image_bhwc.dtype != jnp.uint8 or image_bhwc.shape[3] not in (1, 3):
     raise ValueError(
@@ -48,8 +48,8 @@ def apply(image_bhwc: Array, op_b: Array, argument_b: Array) -> Array:
     count_bv = _histogram(level_bn, is_counted_b1)
     return _table(op_b1, argument_b1, count_bv, mean_b1)
 
-  # A loop over the channels, because a compiler does not fuse through it: it would else put the
-  # formulas of the tables in the place of the look-up, for each pixel.
+  # A loop over the channels prevents fusion. Otherwise the compiler would replace the look-up by
+  # the formulas of the tables, evaluated for each pixel.
   table_cbv = jax.lax.map(table_of, image_bhwc.transpose(3, 0, 1, 2).reshape(c, b, -1))
   op_b111, argument_b111 = op_b1[..., None, None], argument_b1[..., None, None]
   is_sharpness = op_b111 == Op.SHARPNESS
@@ -59,7 +59,7 @@ def apply(image_bhwc: Array, op_b: Array, argument_b: Array) -> Array:
 
 
 def _table(op_b1: Array, argument_b1: Array, count_bv: Array, mean_b1: Array) -> Array:
-  """(b, v) int32: what becomes of each level of one channel."""
+  """The new level of each level of one channel, (b, v) int32."""
   level = jnp.arange(256)[None]
   whole = argument_b1.astype(jnp.int32)
   tables = {
@@ -79,10 +79,10 @@ def _table(op_b1: Array, argument_b1: Array, count_bv: Array, mean_b1: Array) ->
 
 
 def _stretched(level: Array, count_bv: Array) -> Array:
-  """ImageOps.autocontrast without cutoff: the darkest level to 0, the brightest to 255.
+  """ImageOps.autocontrast without cutoff: maps the darkest level to 0, the brightest to 255.
 
-  Pillow cuts float64 values to whole levels, and some of them fall just short of one: so float64
-  here too. The comparison with 0 changes nothing; see `product` for what it is good for.
+  Uses float64 because Pillow truncates float64 values to whole levels, and some fall just short of
+  one. The maximum with 0 changes no value; see `product` for why it is needed.
   """
   low, high = _extremes(count_bv)
   with jax.enable_x64(True):
@@ -103,21 +103,21 @@ def _equalized(level: Array, count_bv: Array) -> Array:
 
 
 def _extremes(count_bv: Array) -> tuple[Array, Array]:
-  """The lowest and the highest level that occurs, each (b, 1)."""
+  """The lowest and highest levels that occur, each (b, 1)."""
   occurs = count_bv > 0
   low = jnp.argmax(occurs, axis=1, keepdims=True)
   return low, 255 - jnp.argmax(occurs[:, ::-1], axis=1, keepdims=True)
 
 
 def _mean(grey_bhw1: Array) -> Array:
-  """The mean level, (b, 1), halves rounded up, in integers that no image overflows."""
+  """The mean level, (b, 1), with halves rounded up, in integers that do not overflow."""
   size = grey_bhw1.shape[1] * grey_bhw1.shape[2]
   total = grey_bhw1.sum((1, 2))
   return total // size + (2 * (total % size) >= size)
 
 
 def _histogram(level_bn: Array, is_counted_b1: Array) -> Array:
-  """How often each level occurs, (b, v) int32; 0 where not counted, which spares the additions."""
+  """The count of each level, (b, v) int32; 0 where not counted, which saves the additions."""
 
   def count(level_n: Array) -> Array:
     return jnp.zeros(256, jnp.int32).at[level_n].add(1, mode="drop")
@@ -143,12 +143,12 @@ def _grey(image_bhwc: Array) -> Array:
 
 
 def _smooth(image_bhwc: Array) -> Array:
-  """ImageFilter.SMOOTH, int32: a pixel weighs 5, its eight neighbours 1; the border stays."""
+  """ImageFilter.SMOOTH, int32: pixels weigh 5, their eight neighbours 1; keeps the border."""
   _, h, w, _ = image_bhwc.shape
   padded = jnp.pad(image_bhwc, ((0, 0), (1, 1), (1, 1), (0, 0)))
   around = [padded[:, i : i + h, j : j + w].astype(jnp.int32) for i in range(3) for j in range(3)]
   image = around[4]
-  # Rounded; that is Pillow's float32 result too, for a 13th is never half a level.
+  # Rounded as in Pillow's float32: the sums are multiples of 1/13, never half a level.
   smooth = (2 * (sum(around) + 4 * image) + 13) // 26
   row, column = jnp.arange(h)[None, :, None, None], jnp.arange(w)[None, None, :, None]
   is_inner = (row > 0) & (row < h - 1) & (column > 0) & (column < w - 1)
@@ -156,6 +156,6 @@ def _smooth(image_bhwc: Array) -> Array:
 
 
 def _blend(degenerate: Array, image: Array, factor: Array) -> Array:
-  """Image.blend of integer levels: towards the image or beyond, cut to whole levels (int32)."""
+  """Image.blend of integer levels, with extrapolation, truncated to whole levels (int32)."""
   change = product((image - degenerate).astype(jnp.float32), factor)
   return jnp.clip(degenerate + change, 0, 255).astype(jnp.int32)

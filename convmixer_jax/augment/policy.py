@@ -1,4 +1,4 @@
-"""What RandAugment draws from, as timm and torchvision spell it."""
+"""RandAugment policies, in the notation of timm and torchvision."""
 
 from collections.abc import Callable
 import dataclasses
@@ -16,20 +16,20 @@ _BINS = 31  # torchvision's magnitudes are 0..30
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-  """One RandAugment: `layers` times an op, drawn evenly and with replacement.
+  """A RandAugment policy: draws `layers` ops uniformly with replacement.
 
   Attributes:
-    ops: to draw from.
-    layers: how many ops are drawn for an image.
-    probability: that a drawn op is applied.
-    magnitude: its mean.
-    magnitude_std: of the normal noise on the magnitude; infinite for an even draw from 0 to
+    ops: the ops to draw from.
+    layers: number of ops per image.
+    probability: of applying a drawn op.
+    magnitude: mean magnitude.
+    magnitude_std: std of the normal noise on the magnitude; infinite for a uniform draw from 0 to
       `magnitude`.
-    magnitude_max: where the noisy magnitude is cut off; below, it is at 0.
-    interpolations: drawn from evenly, for geometric ops.
-    fills_with_mean: what geometric ops leave open gets the dataset's mean, else 0.
-    argument: (op, magnitude, sign, height, width) -> what the ops of `op` take, all float32 or
-      int32 arrays of one shape and `sign` -1 or 1.
+    magnitude_max: upper limit of the noisy magnitude; the lower limit is 0.
+    interpolations: drawn uniformly, for geometric ops.
+    fills_with_mean: geometric ops fill with the dataset's mean, otherwise with 0.
+    argument: function (op, magnitude, sign, height, width) -> argument of each op. All are float32
+      or int32 arrays of the same shape; `sign` is -1 or 1.
   """
 
   ops: tuple[Op, ...]
@@ -44,18 +44,18 @@ class Policy:
 
 
 def parse(text: str) -> Policy:
-  """The policy of a string: sections in any order after the family, separated by dashes.
+  """Parses a policy string: a family, then sections in any order, separated by dashes.
 
-  `rand-m9-mstd0.5-inc1` is timm's (timm/data/auto_augment.py). Its sections: m, the magnitude
-  (10); n, the layers (2); mstd, the noise (0; above 100, even); mmax, the largest magnitude (10);
-  p, the probability of each op (0.5); inc, that ops grow stronger with the magnitude. As in timm
-  any number after inc means so, 0 too. Weights (w) are not supported.
+  `rand-m9-mstd0.5-inc1` is timm's notation (timm/data/auto_augment.py). Sections and defaults: m,
+  magnitude (10); n, layers (2); mstd, noise (0; above 100 for a uniform draw); mmax, maximum
+  magnitude (10); p, probability of each op (0.5); inc, ops get stronger with the magnitude (off).
+  As in timm any number after inc turns it on, even 0. Weights (w) are not supported.
 
-  `torchvision-n2-m9` is torchvision's RandAugment as of 0.11, with 31 magnitudes, nearest
-  neighbours: n (2) and m (9).
+  `torchvision-n2-m9` is torchvision's RandAugment since 0.11, with 31 magnitudes and nearest-
+  neighbour interpolation: n (2) and m (9).
 
   Raises:
-    UserError: names what is wrong with the string and what is allowed.
+    UserError: says what is wrong with the string and what is allowed.
   """
   family, *sections = text.split("-")
   if family not in _FAMILIES:
@@ -66,7 +66,7 @@ def parse(text: str) -> Policy:
     name = section.rstrip("0123456789.")
     number = section[len(name) :]
     if name not in allowed:
-      reason = "weights are not supported" if name == "w" else "is unknown"
+      reason = "sets weights, which are not supported" if name == "w" else "is unknown"
       raise UserError(
         f"policy {text!r}: section {section!r} {reason}; the sections of {family!r} are "
         f"{', '.join(allowed)}, each with a number"
@@ -127,7 +127,7 @@ _TORCHVISION_OPS = (
   Op.EQUALIZE,
 )  # fmt: skip
 
-# Family -> its maker and, for each section, pattern, further condition and description.
+# Family -> its constructor and, for each section, pattern, further check and description.
 _WHOLE, _DECIMAL = r"\d+", r"\d+(\.\d*)?"
 _FAMILIES = {
   "rand": (
@@ -138,7 +138,7 @@ _FAMILIES = {
       "mstd": (_DECIMAL, lambda v: True, "a number from 0"),
       "mmax": (_WHOLE, lambda v: v >= 1, "a whole number from 1"),
       "p": (_DECIMAL, lambda v: v <= 1, "a number from 0 to 1"),
-      "inc": (_WHOLE, lambda v: True, "a whole number (any, 0 too, means yes)"),
+      "inc": (_WHOLE, lambda v: True, "a whole number (any number, even 0, means yes)"),
     },
   ),
   "torchvision": (
@@ -152,7 +152,7 @@ _FAMILIES = {
 
 
 def _of_op(op: Array, arguments: dict[tuple[Op, ...], Array]) -> Array:
-  """The argument of each op; 0 for those without."""
+  """The argument of each op; 0 for ops without one."""
   result = jnp.zeros(op.shape, jnp.float32)
   for ops, argument in arguments.items():
     for one in ops:

@@ -1,6 +1,6 @@
 """RandAugment on the device: random ops on each image of a batch (arXiv:1909.13719).
 
-What is drawn and what it does are two functions, so that each can be checked by itself.
+Drawing and applying are separate functions, so that each can be tested on its own.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from convmixer_jax.augment.policy import Policy
 
 
 class Draws(NamedTuple):
-  """What chance decided for each image (b) and layer (l).
+  """The random draws for each image (b) and layer (l).
 
   Attributes:
     op_bl: int32, numbers of `Op`.
-    is_applied_bl: whether the op is applied at all.
-    magnitude_bl: float32, with its noise, within its limits.
-    sign_bl: float32, -1 or 1; for ops that have a direction.
+    is_applied_bl: whether the op is applied.
+    magnitude_bl: float32, with noise, clipped to its limits.
+    sign_bl: float32, -1 or 1; for ops with a direction.
     interpolation_bl: int32, numbers of `Interpolation`; for geometric ops.
   """
 
@@ -34,16 +34,16 @@ class Draws(NamedTuple):
 
 
 def rand_augment(key: Array, image_bhwc: Array, policy: Policy, fill: Sequence[int]) -> Array:
-  """Each image after the ops that `policy` draws for it.
+  """Applies random ops, drawn from `policy`, to each image.
 
-  What happens to an image depends on the key and on its place in the batch alone: not on the
-  other images, nor on how many devices the batch is cut over.
+  The draws for an image depend only on the key and on its index in the batch, not on the other
+  images or on the number of devices that the batch is sharded over.
 
   Args:
-    key: of this batch.
-    image_bhwc: uint8, of one channel or three.
+    key: random key of this batch.
+    image_bhwc: uint8, with one or three channels.
     policy: see `policy.parse`.
-    fill: a level for each channel, for where a geometric op finds no image.
+    fill: one level per channel, for points that geometric ops map outside the image.
 
   Returns:
     uint8 of the same shape.
@@ -74,7 +74,7 @@ def draw(key: Array, batch: int, policy: Policy) -> Draws:
 
 
 def apply(image_bhwc: Array, draws: Draws, policy: Policy, fill: Sequence[int]) -> Array:
-  """Each image after its layers, one after the other; arguments as of `rand_augment`."""
+  """Applies the layers in sequence; arguments are as in `rand_augment`."""
   _, h, w, _ = image_bhwc.shape
   argument_bl = policy.argument(draws.op_bl, draws.magnitude_bl, draws.sign_bl, h, w)
   op_bl = jnp.where(draws.is_applied_bl, draws.op_bl, Op.IDENTITY)
@@ -82,12 +82,12 @@ def apply(image_bhwc: Array, draws: Draws, policy: Policy, fill: Sequence[int]) 
   def layer(image_bhwc: Array, drawn: tuple[Array, ...]) -> tuple[Array, None]:
     op_b, argument_b, interpolation_b = drawn
     image_bhwc = photometric.apply(image_bhwc, op_b, argument_b)
-    image_bhwc = jax.lax.optimization_barrier(image_bhwc)  # of which each pixel is read 16 times
+    image_bhwc = jax.lax.optimization_barrier(image_bhwc)  # each pixel is read 16 times
     image_bhwc = geometric.apply(
       image_bhwc, op_b, argument_b, interpolation_b, fill, policy.interpolations
     )
     return image_bhwc, None
 
-  # A loop, because a compiler does not fuse through it: a layer reads its image many times over.
+  # A loop prevents fusion across layers, which would recompute a layer for each read of its result.
   layers = [array_bl.T for array_bl in (op_bl, argument_bl, draws.interpolation_bl)]
   return jax.lax.scan(layer, image_bhwc, tuple(layers))[0]

@@ -1,4 +1,4 @@
-"""Random rectangles in images, as random resized crops and random erasing draw them."""
+"""Random rectangles for random resized crops and random erasing."""
 
 import math
 
@@ -18,18 +18,18 @@ def draw(
   largest: tuple[int, int],
   fallback: tuple[int, int],
 ) -> Rectangles:
-  """One rectangle for each image, by timm's rule (`transforms.py`, `random_erasing.py`).
+  """Draws one rectangle per image, as in timm (`transforms.py`, `random_erasing.py`).
 
-  Of ten pairs of an area and a ratio the first counts that gives a rectangle
-  of at most `largest`; its place is uniform.
+  Draws ten pairs of area and ratio and takes the first whose rectangle fits into `largest`. Its
+  position is uniform.
 
   Args:
-    key: of this step.
+    key: random key of this step.
     image_shape: (b, height, width).
-    area: range over the image's, drawn uniformly.
-    ratio: range of height over width, whose logarithm is drawn uniformly.
-    largest: height and width.
-    fallback: height and width, in the centre, where none of the ten is small enough.
+    area: range of the area as a fraction of the image's, drawn uniformly.
+    ratio: range of height over width, drawn log-uniformly.
+    largest: maximum height and width.
+    fallback: height and width of a centred rectangle if none of the ten fits.
   """
   b, *sides = image_shape
   area_key, ratio_key, place_key = jax.random.split(key, 3)

@@ -1,10 +1,9 @@
 """Depthwise convolution: stride 1, SAME padding, one kernel per channel.
 
-The convolution has its own gradient, so that the forward pass, the input gradient and the kernel
-gradient each use what is fastest for them. It works under `jit`, `vmap`, `shard_map` and
-`jax.export`, and has `grad` of any order. Forward-mode differentiation (`jvp`) needs
-`implementation="xla"`, which leaves all derivatives to JAX; with the others it raises a TypeError
-that says so.
+The convolution has a custom gradient: the forward pass, the input gradient and the kernel gradient
+each use the fastest code. It works under `jit`, `vmap`, `shard_map` and `jax.export`, and supports
+`grad` of any order. Forward-mode differentiation (`jvp`) needs `implementation="xla"`, which leaves
+all derivatives to JAX; the others raise a TypeError that says so.
 
 Dimension letters: b batch, h height, w width, c channels.
 """
@@ -20,9 +19,9 @@ from jax.sharding import Mesh, PartitionSpec
 from convmixer_jax.depthwise import by_platform, native, pallas_gpu, taps, xla
 from convmixer_jax.depthwise.gradients import own_gradient
 
-# An implementation is a module with ORDER, the order of dimensions in which it takes feature maps,
-# forward(x, kernel) -> y and backward(x, kernel, y_grad) -> (x_grad, kernel_grad). A new one is one
-# file and one line here.
+# An implementation is a module with ORDER, the dimension order of its feature maps,
+# forward(x, kernel) -> y and backward(x, kernel, y_grad) -> (x_grad, kernel_grad). To add one, add
+# a file and one line here.
 _MODULES: dict[str | None, Any] = {
   None: by_platform,
   "taps": taps,
@@ -34,7 +33,7 @@ IMPLEMENTATIONS = tuple(_MODULES)
 
 
 def order_of(implementation: str | None) -> str:
-  """The order of dimensions, "bhwc" or "cbhw", in which it needs no transposes."""
+  """The dimension order, "bhwc" or "cbhw", for which `implementation` needs no transposes."""
   return _MODULES[implementation].ORDER
 
 
@@ -46,27 +45,26 @@ def depthwise_conv(
   order: str = "bhwc",
   mesh: Mesh | None = None,
 ) -> Array:
-  """Every channel of `x` correlated with its own kernel; of the shape and dtype of `x`.
+  """Correlates each channel of `x` with its own kernel; keeps the shape and dtype of `x`.
 
   Args:
-    x: feature maps (b, h, w, c), float32 or bfloat16. Sums are taken in float32.
-    kernel_hwc: (kernel height, kernel width, c), float32 or bfloat16, any size from 1. An even
-      kernel has its extra row and column of padding at the bottom and right, as in PyTorch's and
-      XLA's SAME.
-    implementation: "native" (C++ for CPU, the fastest there; needs the machine's C++ compiler, see
-      `native.py`), "taps" (pure JAX, for CPU), "xla" (`lax.conv_general_dilated`, the reference),
-      "pallas" (kernels for NVIDIA GPUs), or None: what `by_platform` takes where the computation is
-      lowered.
-    order: of the dimensions of `x`, such as "cbhw".
-    mesh: of several devices, over all of whose axes the batch is sharded: each device convolves its
-      own images. Not needed where the mesh has explicit axes, or inside `shard_map`.
+    x: feature maps (b, h, w, c), float32 or bfloat16. Sums are computed in float32.
+    kernel_hwc: (kernel height, kernel width, c), float32 or bfloat16, any size from 1. For an even
+      kernel the extra row and column of padding are at the bottom and right, as with SAME in
+      PyTorch and XLA.
+    implementation: "native" (C++, the fastest on CPU; needs a C++ compiler, see `native.py`),
+      "taps" (pure JAX, for CPU), "xla" (`lax.conv_general_dilated`, the reference), "pallas"
+      (kernels for NVIDIA GPUs), or None: `by_platform` chooses when the computation is lowered.
+    order: dimension order of `x`, such as "cbhw".
+    mesh: devices to shard the batch over, along all mesh axes; each device convolves its own
+      images. Not needed for a mesh with explicit axes or inside `shard_map`.
 
   Raises:
-    TypeError: a dtype other than float32 and bfloat16.
-    ValueError: a wrong rank, an empty kernel, different channel counts, or an unknown
-      implementation.
-    NotImplementedError: "native" lowered for a platform other than CPU.
-    UserError: "native" without a working C++ compiler.
+    TypeError: if a dtype is neither float32 nor bfloat16.
+    ValueError: if a rank is wrong, the kernel is empty, channel counts differ, or the
+      implementation is unknown.
+    NotImplementedError: if "native" is lowered for a platform other than CPU.
+    UserError: if "native" finds no working C++ compiler.
   """
   _check(x, kernel_hwc, implementation, order)
   x, kernel_hwc = jnp.asarray(x), jnp.asarray(kernel_hwc)
@@ -79,7 +77,7 @@ def depthwise_conv(
   axes = sharding.spec[order.index("b")]
   if mesh is not None:
     axes = mesh.axis_names
-  if axes is not None:  # the compiler cannot shard kernels that are not its own
+  if axes is not None:  # the compiler cannot shard custom kernels
     spec = PartitionSpec(*[None] * order.index("b"), axes)
     convolve = jax.shard_map(
       convolve, mesh=mesh or sharding.mesh, in_specs=(spec, PartitionSpec()), out_specs=spec
@@ -127,8 +125,8 @@ def _gradients(
   return _transpose(x_grad, module.ORDER, order), kernel_grad
 
 
-# The convolution is linear in each argument, so it and its gradients are also all that the
-# gradients of the gradients need.
+# The convolution is linear in each argument, so higher-order gradients need only the convolution
+# and its gradients.
 def _conv_forward(x: Array, kernel: Array, *settings: Any) -> tuple[Array, tuple]:
   return _conv_with_gradient(x, kernel, *settings), (x, kernel)
 

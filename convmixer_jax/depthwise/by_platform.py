@@ -1,7 +1,7 @@
-"""The implementation that is best for the platform for which a computation is lowered.
+"""Chooses the best implementation for the platform that a computation is lowered for.
 
-On CPU that is `native`, or `taps` where the machine has no C++ compiler, and in programs that
-`jax.export` makes for other machines. Elsewhere it is `xla`.
+On CPU that is `native`, or `taps` if there is no C++ compiler or the program is made by
+`jax.export`, since it may run on other machines. On all other platforms it is `xla`.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,25 +23,25 @@ _log = logging.getLogger(__name__)
 
 
 def forward(x_bhwc: Array, kernel_hwc: Array) -> Array:
-  """The feature map of `x_bhwc`'s shape and dtype."""
+  """The convolution of `x_bhwc`, in its shape and dtype."""
   (y_bhwc,) = _primitive("forward").bind(x_bhwc, kernel_hwc)
   return y_bhwc
 
 
 def backward(x_bhwc: Array, kernel_hwc: Array, y_grad: Array) -> tuple[Array, Array]:
-  """The gradients of `x_bhwc` and `kernel_hwc`, in their dtypes."""
+  """The gradients with respect to `x_bhwc` and `kernel_hwc`, in their dtypes."""
   x_grad, kernel_grad = _primitive("backward").bind(x_bhwc, kernel_hwc, y_grad)
   return x_grad, kernel_grad
 
 
 @functools.cache
 def _primitive(name: str) -> jax.extend.core.Primitive:
-  """An operation whose implementation is chosen late: tracing knows no platform and no export."""
+  """A primitive whose implementation is chosen at lowering, when platform and export are known."""
   primitive = jax.extend.core.Primitive(f"depthwise_{name}")
   primitive.multiple_results = True
   primitive.def_impl(jax.jit(primitive.bind))
   results = 1 if name == "forward" else 2
-  primitive.def_abstract_eval(lambda *args: args[:results])  # they are like the first arguments
+  primitive.def_abstract_eval(lambda *args: args[:results])  # same types as the first arguments
   batching.primitive_batchers[primitive] = functools.partial(_fold_into_channels, primitive)
 
   def lower_for_cpu(context: Any, *args: Any) -> Any:
@@ -60,16 +60,16 @@ def _lowering(module: Any, name: str) -> Callable[..., Any]:
 @functools.cache
 def _for_cpu() -> Any:
   if reason := native.why_not():
-    _log.warning("depthwise convolution on CPU by taps, which is slower than native: %s", reason)
+    _log.warning("depthwise convolution on CPU: taps, which is slower than native: %s", reason)
     return taps
-  _log.info("depthwise convolution on CPU by native: C++, compiled on this machine")
+  _log.info("depthwise convolution on CPU: native (C++, compiled on this machine)")
   return native
 
 
 def _fold_into_channels(
   primitive: jax.extend.core.Primitive, args: Sequence[Array], axes: Sequence[Any]
 ) -> tuple[list[Array], list[int]]:
-  """`vmap`: as channels do not mix, those of all elements are convolved side by side."""
+  """The rule for `vmap`: channels are independent, so the mapped axis is folded into them."""
   size = next(x.shape[a] for x, a in zip(args, axes, strict=True) if a is not None)
 
   def fold(x: Array, axis: Any) -> Array:

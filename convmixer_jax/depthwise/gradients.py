@@ -1,4 +1,4 @@
-"""Functions with a gradient of their own, in place of what JAX would derive."""
+"""Functions with a custom gradient, in place of JAX's automatic one."""
 
 from collections.abc import Callable
 import functools
@@ -12,22 +12,22 @@ from jax.interpreters import ad, batching, mlir
 
 _FORWARD_MODE = (
   "forward-mode differentiation (jvp, linearize, jacfwd) has no rule for this custom_vjp: "
-  'build the model with depthwise="xla" (depthwise_conv with implementation="xla"), whose '
-  "derivatives are all JAX's own. Reverse mode (grad, vjp, jacrev) works with any"
+  'build the model with depthwise="xla" (depthwise_conv with implementation="xla"), which '
+  "leaves all derivatives to JAX. Reverse mode (grad, vjp, jacrev) works with any implementation"
 )
 
 
 def own_gradient(function: Callable, forward: Callable, backward: Callable, arrays: int) -> Any:
-  """`function` with `forward` and `backward`, the rules of a `jax.custom_vjp`.
+  """Wraps `function` in a `jax.custom_vjp` with the rules `forward` and `backward`.
 
-  What JAX asks of such functions in addition is done here. Under `shard_map`, the gradient of an
-  argument that the shards have in common is summed over them. Forward mode, which such rules
-  exclude, raises a TypeError that says what to do instead.
+  In addition, under `shard_map` the gradient of an argument that is replicated over the shards is
+  summed over them. Forward mode, which a custom_vjp does not support, raises a TypeError that says
+  what to do instead.
 
   Args:
-    function: called with positional arguments alone.
+    function: called with positional arguments only.
     forward, backward: as in `jax.custom_vjp`.
-    arrays: the first so many arguments are arrays, or trees of them; the others are static.
+    arrays: number of leading arguments that are arrays or trees of arrays; the rest are static.
   """
   static = range(arrays, len(inspect.signature(function).parameters))
   ruled = jax.custom_vjp(function, nondiff_argnums=tuple(static))
@@ -42,7 +42,7 @@ def own_gradient(function: Callable, forward: Callable, backward: Callable, arra
 
 
 def _varying_alike(tree: Any) -> Any:
-  """Under `shard_map`, marks all arrays as varying over the mesh axes of any."""
+  """Under `shard_map`, marks all arrays as varying over the union of their mesh axes."""
 
   def varying(array: jax.Array) -> frozenset[str]:
     return jax.typeof(array).manual_axis_type.varying
@@ -58,7 +58,7 @@ def _varying_alike(tree: Any) -> Any:
 
 @jax.custom_jvp
 def _reverse_mode_only(x: jax.Array) -> jax.Array:
-  """`x`; its tangent can be transposed, and not be computed."""
+  """The identity, whose tangent can be transposed but not evaluated."""
   return x
 
 

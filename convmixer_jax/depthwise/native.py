@@ -1,12 +1,12 @@
-"""Depthwise convolution for CPU in C++, `native/depthwise.cc`, as an FFI target of XLA.
+"""Depthwise convolution for CPU in C++, `native/depthwise.cc`, as an XLA FFI target.
 
-Nothing is compiled at installation. The machine's C++ compiler ($CXX, or else c++) makes the
-library when the first computation is traced, and leaves it in $XDG_CACHE_HOME/convmixer_jax
-(~/.cache without that variable) for the processes to come; see `native/compiler.py`.
+Nothing is compiled at installation. When the first computation is traced, the machine's C++
+compiler ($CXX, default c++) builds the library, which is cached for later processes in
+$XDG_CACHE_HOME/convmixer_jax (default ~/.cache/convmixer_jax); see `native/compiler.py`.
 
-What XLA does not know of such calls: a `jit` over sharded maps gathers them first, unless the
-convolution is inside `shard_map`; the result is the same. What `jax.export` makes of one needs
-`disabled_checks` with its targets, and `register` in the process that runs it.
+XLA treats such calls as opaque. A `jit` over sharded feature maps gathers them first, unless the
+convolution is inside `shard_map`; the result is the same. `jax.export` needs `disabled_checks` for
+the targets, and the process that runs the exported program has to call `register`.
 """
 
 import ctypes
@@ -31,21 +31,21 @@ TARGETS = {
 
 
 def forward(x_bhwc: Array, kernel_hwc: Array) -> Array:
-  """The feature map of `x_bhwc`'s shape and dtype."""
+  """The convolution of `x_bhwc`, in its shape and dtype."""
   x, kernel = x_bhwc.astype(jnp.float32), kernel_hwc.astype(jnp.float32)
   (y_bhwc,) = _call("convmixer_jax_depthwise_forward", (x,), x, kernel)
   return y_bhwc.astype(x_bhwc.dtype)
 
 
 def backward(x_bhwc: Array, kernel_hwc: Array, y_grad: Array) -> tuple[Array, Array]:
-  """The gradients of `x_bhwc` and `kernel_hwc`, in their dtypes."""
+  """The gradients with respect to `x_bhwc` and `kernel_hwc`, in their dtypes."""
   x, kernel, g = (array.astype(jnp.float32) for array in (x_bhwc, kernel_hwc, y_grad))
   x_grad, kernel_grad = _call("convmixer_jax_depthwise_backward", (x, kernel), x, kernel, g)
   return x_grad.astype(x_bhwc.dtype), kernel_grad.astype(kernel_hwc.dtype)
 
 
 def _call(target: str, results_like: tuple[Array, ...], *args: Array) -> tuple[Array, ...]:
-  """Calls the target; its results have the shapes of `results_like`, float32.
+  """Calls the target; the results are float32 with the shapes of `results_like`.
 
   Lowering for a platform other than CPU raises JAX's NotImplementedError.
   """
@@ -56,25 +56,25 @@ def _call(target: str, results_like: tuple[Array, ...], *args: Array) -> tuple[A
 
 
 def register() -> None:
-  """Compiles the library if the cache lacks it, loads it, and makes it known to XLA, once.
+  """Compiles the library unless it is cached, loads it and registers it with XLA, once.
 
-  Tracing a convolution does so by itself. A process that calls what `jax.export` made of one has to
-  call this before.
+  Tracing a convolution calls this. Before running a program exported with `jax.export`, call it
+  explicitly.
 
   Raises:
-    UserError: there is no compiler, or it failed.
+    UserError: if there is no compiler, or it failed.
   """
   if reason := why_not():
     raise UserError(
-      f'depthwise="native": {reason}. Without a C++ compiler leave depthwise unset, or take "taps"'
+      f'depthwise="native": {reason}. Without a C++ compiler leave depthwise unset, or use "taps"'
     )
 
 
 @functools.cache
 def why_not() -> str | None:
-  """Registers the library; None, or why that is not possible on this machine."""
+  """Registers the library; returns None, or the reason why that failed."""
   try:
-    version = importlib.metadata.version("jaxlib")  # so that another one's headers are used anew
+    version = importlib.metadata.version("jaxlib")  # a new version has new headers: recompile
     path = library(_SOURCE, f"-I{jax.ffi.include_dir()}", f"-DJAXLIB={version}")
     symbols = ctypes.CDLL(str(path))
   except (CompilerError, OSError) as error:

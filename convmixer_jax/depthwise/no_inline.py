@@ -1,4 +1,4 @@
-"""Functions that XLA does not fuse with what surrounds them."""
+"""Functions that XLA does not fuse with the surrounding code."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -10,10 +10,9 @@ from jax.experimental.xla_metadata import set_xla_metadata
 
 
 def not_inlined(function: Callable[..., Array]) -> Callable[..., Array]:
-  """Makes a jitted function that XLA does not inline; keyword-only arguments are static.
+  """Jits a function and keeps XLA from inlining it; keyword-only arguments are static.
 
-  XLA:CPU drops `lax.optimization_barrier` before it fuses. Without this hint the results are the
-  same, only slower.
+  XLA:CPU drops `lax.optimization_barrier` before fusion. This hint affects only speed, not results.
   """
 
   @wraps(function)

@@ -1,9 +1,9 @@
 """Depthwise convolution for NVIDIA GPUs as banded matrix products on tensor cores, in Pallas.
 
-The maps are channel-major and bfloat16; others go to `xla`, with one log line for each shape.
-`pallas_toeplitz` has the kernels. On CPU they are interpreted: slow, for tests. JAX announces the
-end of Pallas's Triton backend, with a DeprecationWarning from 0.11 on when this is lowered for a
-GPU.
+Feature maps are channel-major and bfloat16; others fall back to `xla`, with one log line per shape.
+The kernels are in `pallas_toeplitz`. On CPU they are interpreted, which is slow and meant for
+tests. Pallas's Triton backend is deprecated: since 0.11, JAX emits a DeprecationWarning when this
+is lowered for a GPU.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 def forward(x_cbhw: Array, kernel_hwc: Array) -> Array:
-  """The feature map of `x_cbhw`'s shape and dtype."""
+  """The convolution of `x_cbhw`, in its shape and dtype."""
   if not _is_supported(x_cbhw, kernel_hwc):
     return _xla_forward(x_cbhw, kernel_hwc)
 
@@ -37,7 +37,7 @@ def forward(x_cbhw: Array, kernel_hwc: Array) -> Array:
 
 
 def backward(x_cbhw: Array, kernel_hwc: Array, y_grad: Array) -> tuple[Array, Array]:
-  """The gradients of `x_cbhw` and `kernel_hwc`, in their dtypes."""
+  """The gradients with respect to `x_cbhw` and `kernel_hwc`, in their dtypes."""
   if not _is_supported(x_cbhw, kernel_hwc):
     return _xla_backward(x_cbhw, kernel_hwc, y_grad)
 
@@ -68,7 +68,7 @@ def _xla_backward(x_cbhw: Array, kernel_hwc: Array, y_grad: Array) -> tuple[Arra
 
 
 def _on_platform(kernel: Callable[..., Any], otherwise: Callable[..., Any], *args: Array) -> Any:
-  """Calls `kernel` where the computation is lowered for CUDA, or interpreted for CPU."""
+  """Calls `kernel` on CUDA, interprets it on CPU, and calls `otherwise` on other platforms."""
   return lax.platform_dependent(
     *args,
     cpu=functools.partial(kernel, interpret=True),
@@ -78,10 +78,10 @@ def _on_platform(kernel: Callable[..., Any], otherwise: Callable[..., Any], *arg
 
 
 def _is_supported(x_cbhw: Array, kernel_hwc: Array) -> bool:
-  """Whether the kernels take these maps; logs once for each kind that they do not."""
+  """Whether the kernels support these feature maps; logs once per unsupported kind."""
   is_supported = (
-    x_cbhw.dtype == jnp.bfloat16  # products of float32 maps would lose their last digits
-    and all(isinstance(size, int) and size > 0 for size in x_cbhw.shape)  # none symbolic
+    x_cbhw.dtype == jnp.bfloat16  # products of float32 feature maps would lose precision
+    and all(isinstance(size, int) and size > 0 for size in x_cbhw.shape)  # not symbolic
     and all(8 <= size <= 64 for size in x_cbhw.shape[2:])
     and all(size <= 15 for size in kernel_hwc.shape[:2])
   )
@@ -92,4 +92,6 @@ def _is_supported(x_cbhw: Array, kernel_hwc: Array) -> bool:
 
 @functools.cache
 def _log_fallback(shape: str, kernel_size: tuple[int, ...], dtype: str) -> None:
-  _log.info("maps cbhw %s, kernel %s, %s: no Pallas kernel, xla", shape, kernel_size, dtype)
+  _log.info(
+    "no Pallas kernel for cbhw %s, kernel %s, %s; using xla instead", shape, kernel_size, dtype
+  )

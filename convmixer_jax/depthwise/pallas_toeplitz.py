@@ -1,11 +1,11 @@
-"""The depthwise convolution of channel-major bfloat16 maps as matrix products on tensor cores.
+"""Depthwise convolution of channel-major bfloat16 feature maps as matrix products on tensor cores.
 
-For one channel, each kernel row is a banded (w, w) matrix, the same on every diagonal, by which a
-row of the map is multiplied; all rows of all maps of the batch are one tall matrix, so the whole is
-k products of (b * h, w) by (w, w). These are up to w / k times the direct operations, on units more
-than ten times as fast, and an element of the map is loaded k times, not k * (rows + k - 1) / rows.
-The kernel gradient is the sums along the diagonals of the k products x^T g. `pallas_gpu` says when
-this is used.
+For one channel, each kernel row is a banded Toeplitz (w, w) matrix that multiplies a row of the
+feature map. All rows of all images form one tall matrix, so the convolution is k products of
+(b * h, w) by (w, w). They take up to w / k times the operations of the direct sum, on units that
+are more than ten times as fast. Each element of the feature map is loaded k times, not
+k * (rows + k - 1) / rows times. The kernel gradient is the sums along the diagonals of the k
+products x^T g. See `pallas_gpu` for when this is used.
 """
 
 from typing import Any
@@ -16,20 +16,20 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pl_triton
 import jax.numpy as jnp
 
-# Estimates, which await measurement on a GPU: rows of a product and warps; for the gradient also
-# the kernel rows of a program, more of which would not fit into the registers, and the programs.
+# Estimates, not yet measured on a GPU: rows of a product and warps; for the gradient also kernel
+# rows per program (more would not fit into the registers) and the number of programs.
 _ROWS, _WARPS = 256, 8
 _GRADIENT_ROWS, _GRADIENT_WARPS, _KERNEL_ROWS, _PROGRAMS = 128, 4, 3, 1024
 
 
 def correlate(x_cbhw: Array, kernel_hwc: Array, *, low: tuple[int, int], interpret: bool) -> Array:
-  """Returns the (c, b, h, w) sum of the shifted maps, each times its weights, in bfloat16.
+  """Returns the (c, b, h, w) weighted sum of the shifted feature maps, in bfloat16.
 
   Args:
     x_cbhw: bfloat16; sums are in float32.
     kernel_hwc: rounded to bfloat16.
-    low: rows and columns of zeros in front of the map; the others are behind it.
-    interpret: whether to run without a GPU, slowly.
+    low: rows and columns of zero padding at the top and left; the rest is at the bottom and right.
+    interpret: run without a GPU, slowly.
   """
   (channels, batch, height, width), (kernel_h, kernel_w, _) = x_cbhw.shape, kernel_hwc.shape
   kernel_chw = kernel_hwc.astype(x_cbhw.dtype).transpose(2, 0, 1)
@@ -73,7 +73,7 @@ def kernel_gradient(
   Args:
     x_cbhw, g_cbhw: the input and the gradient of the output, bfloat16.
     kernel_size: rows and columns; the padding is SAME.
-    interpret: whether to run without a GPU, slowly.
+    interpret: run without a GPU, slowly.
   """
   (channels, batch, height, width), (kernel_h, kernel_w) = x_cbhw.shape, kernel_size
   low_h, low_w = (kernel_h - 1) // 2, (kernel_w - 1) // 2
@@ -84,7 +84,7 @@ def kernel_gradient(
   shares = min(tiles, pl.cdiv(_PROGRAMS, channels * blocks_i))
   tiles = pl.cdiv(tiles, shares)
 
-  # Programs that differ in the kernel's rows alone read the same maps: they are neighbours.
+  # Programs that differ only in the kernel rows read the same feature maps, so they are adjacent.
   def split(program: Array) -> tuple[Array, Array, Array]:
     rest = lax.div(program, blocks_i)
     return lax.div(rest, shares), lax.rem(rest, shares), lax.rem(program, blocks_i)
@@ -121,7 +121,7 @@ def kernel_gradient(
     compiler_params=pl_triton.CompilerParams(num_warps=_GRADIENT_WARPS, num_stages=1),
     name="depthwise_toeplitz_gradient",
   )(x_crw, g_crw)
-  # Element (x column, y column) of a product belongs to the kernel column x - y + low.
+  # Element (x column, y column) of a product belongs to kernel column x - y + low.
   y_column = jnp.broadcast_to(jnp.arange(width)[None], (kernel_w, width))
   x_column = y_column + jnp.broadcast_to(jnp.arange(kernel_w)[:, None] - low_w, y_column.shape)
   is_inside = (x_column >= 0) & (x_column < width)
@@ -131,7 +131,7 @@ def kernel_gradient(
 
 
 def _block_w(width: int) -> int:
-  """Columns of a product: a power of two, at least the 16 of a tensor core."""
+  """Columns of a product: a power of two, at least a tensor core's 16."""
   return max(16, pl.next_power_of_2(width))
 
 
@@ -144,7 +144,7 @@ def _coordinates(first: Any, shape: tuple[int, ...]) -> tuple[Array, Array]:
 
 
 def _load_rows(ref: Any, first: Any, shift: Any, height: int, shape: tuple[int, int]) -> Array:
-  """Rows of `ref` from `first + shift` on, with zeros for those of another map than `first`'s."""
+  """Loads rows of `ref` from `first + shift`; rows shifted into another image are zero."""
   row, column = _coordinates(first, shape)
   h = lax.rem(row, height) + shift
   is_inside = (h >= 0) & (h < height) & (row < ref.shape[0]) & (column < ref.shape[1])
@@ -152,12 +152,12 @@ def _load_rows(ref: Any, first: Any, shift: Any, height: int, shape: tuple[int, 
 
 
 def _store(ref: Any, first: Any, block: Array) -> None:
-  """Stores the rows and columns of a block that `ref` has."""
+  """Stores the part of a block that is inside `ref`."""
   row, column = _coordinates(first, block.shape)
   is_inside = (row < ref.shape[0]) & (column < ref.shape[1])
   pl_triton.store(ref.at[row, column], block, mask=is_inside)
 
 
 def _varying_as(x: Array, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-  """Returns the type of a result that, under `shard_map`, varies over the mesh axes of `x`."""
+  """The type of a result that, under `shard_map`, varies over the mesh axes of `x`."""
   return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)

@@ -1,12 +1,11 @@
-"""Depthwise convolution for CPU: the k*k shifted maps are summed by XLA's own loops, without a
-convolution.
+"""Depthwise convolution for CPU as a sum of k*k shifted feature maps, without a convolution op.
 
 XLA:CPU runs a grouped convolution 10 to 100 times slower than the same sum written out, which it
-fuses into one parallel, vectorised loop. That loop is fast only over channel-major (c, b, h, w)
-maps: the k*k weights of a channel are then scalars kept in registers, its map stays in the cache,
-and vectors run along the width. The rest of a model is faster with the channels last, so maps are
-transposed here. A transpose fused with the sum would run the sum in the transposed
-order, several times slower: hence the outlined functions.
+fuses into one parallel, vectorised loop. That loop is fast only for channel-major (c, b, h, w)
+feature maps: the k*k weights of a channel are then scalars in registers, its feature map stays in
+the cache, and vectors run along the width. The rest of a model is faster with channels last, so
+feature maps are transposed here. If XLA fused a transpose with the sum, the sum would run in the
+transposed order, several times slower; the functions that are not inlined prevent that.
 """
 
 from collections.abc import Iterable
@@ -22,12 +21,12 @@ _TO_CBHW, _TO_BHWC = (3, 0, 1, 2), (1, 2, 3, 0)
 
 
 def forward(x_bhwc: Array, kernel_hwc: Array) -> Array:
-  """The feature map of `x_bhwc`'s shape and dtype."""
+  """The convolution of `x_bhwc`, in its shape and dtype."""
   return _correlate(x_bhwc.transpose(_TO_CBHW), kernel_hwc).transpose(_TO_BHWC)
 
 
 def backward(x_bhwc: Array, kernel_hwc: Array, y_grad: Array) -> tuple[Array, Array]:
-  """The gradients of `x_bhwc` and `kernel_hwc`, in their dtypes."""
+  """The gradients with respect to `x_bhwc` and `kernel_hwc`, in their dtypes."""
   x_cbhw, g_cbhw = x_bhwc.transpose(_TO_CBHW), y_grad.transpose(_TO_CBHW)
   x_grad = _correlate(g_cbhw, kernel_hwc[::-1, ::-1], mirror=True)
   kernel_grad = _kernel_grad(x_cbhw, g_cbhw, kernel_size=kernel_hwc.shape[:2])
@@ -37,7 +36,7 @@ def backward(x_bhwc: Array, kernel_hwc: Array, y_grad: Array) -> tuple[Array, Ar
 def _pad(x_cbhw: Array, kernel_size: tuple[int, int], mirror: bool = False) -> Array:
   """Returns `x_cbhw` in float32 with SAME padding.
 
-  `mirror` puts the extra row and column of an even kernel in front.
+  `mirror` puts the extra row and column of an even kernel at the top and left.
   """
   low = [(size - 1) // 2 for size in kernel_size]
   high = [size // 2 for size in kernel_size]
@@ -56,12 +55,12 @@ def _padded(x_cbhw: Array, *, kernel_size: tuple[int, int], mirror: bool) -> Arr
 
 @not_inlined
 def _padded_maps(x_cbhw: Array, start: Array, *, maps: int, kernel_size: tuple[int, int]) -> Array:
-  """Returns `maps` of the batch from `start` on, padded."""
+  """Returns `maps` consecutive images of the batch from `start`, padded."""
   return _pad(lax.dynamic_slice_in_dim(x_cbhw, start, maps, axis=1), kernel_size)
 
 
 def _correlate(x_cbhw: Array, kernel_hwc: Array, *, mirror: bool = False) -> Array:
-  """Returns the (c, b, h, w) sum of the k*k shifted maps, each times its weights."""
+  """Returns the (c, b, h, w) weighted sum of the k*k shifted feature maps."""
   channels, rest = x_cbhw.shape[0], x_cbhw.shape[1:]
   block = _channels_per_block(x_cbhw.shape, kernel_hwc.shape)
   if block == channels:
@@ -90,13 +89,13 @@ def _correlate_block(x_cbhw: Array, kernel_hwc: Array, *, mirror: bool) -> Array
 
 
 def _channels_per_block(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> int:
-  """Returns the largest divisor of the channel count whose padded maps take at most 8 MiB.
+  """Returns the largest divisor of the channel count whose padded feature maps take at most 8 MiB.
 
-  A larger buffer comes fresh from the operating system at each call, and touching its pages costs
-  as much as the arithmetic; a block also stays in the last-level cache.
+  A larger buffer would be allocated from the operating system on every call, and faulting in its
+  pages costs as much as the arithmetic. A block also stays in the last-level cache.
   """
   channels, batch, height, width = x_shape
-  if not isinstance(batch, int):  # a symbolic size of jax.export
+  if not isinstance(batch, int):  # a symbolic size from jax.export
     return channels
   map_bytes = 4 * batch * (height + kernel_shape[0] - 1) * (width + kernel_shape[1] - 1)
   return next(
@@ -106,11 +105,11 @@ def _channels_per_block(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...])
 
 @not_inlined
 def _kernel_grad(x_cbhw: Array, g_cbhw: Array, *, kernel_size: tuple[int, int]) -> Array:
-  """Returns the float32 (rows, columns, c) sum over b, h, w of `g_cbhw` times the map shifted by
+  """Returns the float32 (rows, columns, c) sum over b, h, w of `g_cbhw` times `x_cbhw` shifted by
   each tap.
 
-  Loops over the batch with one (c, group, rows, w) sum for each column offset, so that both factors
-  of every product are contiguous along w and nothing is copied k*k times.
+  Loops over the batch with one (c, rows, w) sum per column offset: both factors of every product
+  are contiguous along w, and nothing is copied k*k times.
   """
   (rows, columns), (channels, batch, height, width) = kernel_size, g_cbhw.shape
   group = _maps_per_step(batch, height)
@@ -137,14 +136,14 @@ def _kernel_grad(x_cbhw: Array, g_cbhw: Array, *, kernel_size: tuple[int, int]) 
 
 
 def _maps_per_step(batch: int, height: int) -> int:
-  """Returns the smallest divisor of `batch` whose maps have 16 rows together, or else all of it."""
-  if not isinstance(batch, int):  # a symbolic size of jax.export
+  """Returns the smallest divisor of `batch` whose images have >= 16 rows in total, or `batch`."""
+  if not isinstance(batch, int):  # a symbolic size from jax.export
     return 1
   return next((n for n in range(1, batch) if batch % n == 0 and n * height >= 16), max(batch, 1))
 
 
 def _sum(terms: Iterable[Array]) -> Array:
-  """Adds `terms` in four chains: one chain would wait for each addition before the next."""
+  """Adds `terms` in four independent chains, to hide the latency of the additions."""
   chains: list[Array | None] = [None] * 4
   for n, term in enumerate(terms):
     previous = chains[n % 4]

@@ -1,4 +1,4 @@
-"""Depthwise convolution as XLA's grouped convolution: the reference, and what accelerators get."""
+"""Depthwise convolution as XLA's grouped convolution: the reference and accelerator default."""
 
 import jax
 from jax import Array, lax
@@ -7,8 +7,8 @@ ORDER = "bhwc"
 
 
 def forward(x_bhwc: Array, kernel_hwc: Array) -> Array:
-  """The feature map of `x_bhwc`'s shape and dtype."""
-  # One group per channel: every group sees one input channel, the I of the HWIO kernel.
+  """The convolution of `x_bhwc`, in its shape and dtype."""
+  # One group per channel: each group has one input channel, the I of the HWIO kernel.
   return lax.conv_general_dilated(
     x_bhwc,
     kernel_hwc[:, :, None].astype(x_bhwc.dtype),
@@ -20,6 +20,6 @@ def forward(x_bhwc: Array, kernel_hwc: Array) -> Array:
 
 
 def backward(x_bhwc: Array, kernel_hwc: Array, y_grad: Array) -> tuple[Array, Array]:
-  """The gradients of `x_bhwc` and `kernel_hwc`, in their dtypes."""
+  """The gradients with respect to `x_bhwc` and `kernel_hwc`, in their dtypes."""
   _, vjp = jax.vjp(forward, x_bhwc, kernel_hwc)
   return vjp(y_grad)

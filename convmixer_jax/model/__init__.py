@@ -1,4 +1,4 @@
-"""The network: `ConvMixer`, its layers, and the named models' sizes."""
+"""The network: `ConvMixer`, its layers and the named models."""
 
 from convmixer_jax.model.convmixer import ConvMixer
 

@@ -1,8 +1,8 @@
-"""The activation and batch normalisation as one function with its own gradient.
+"""The activation and batch normalisation as one function with a custom gradient.
 
-Between two convolutions autodiff would keep the activation, parts of its derivative and the
-normalised map. Here the backward pass keeps the pre-activation and per-channel statistics alone,
-and computes the activation anew.
+Between two convolutions autodiff would store the activation, parts of its derivative and the
+normalised feature map. This backward pass needs only the pre-activation and per-channel statistics,
+and recomputes the activation.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def _erf(x: jax.Array) -> jax.Array:
 
 @_erf.defjvp
 def _erf_tangent(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple:
-  # JAX 0.12's own derivative of it is an error under `shard_map`.
+  # JAX 0.12's built-in derivative of erf fails under `shard_map`.
   slope = np.float32(2 / np.sqrt(np.pi)) * jnp.exp(-jnp.square(primals[0]))
   return _erf(*primals), slope * tangents[0]
 
@@ -33,8 +33,9 @@ def _gelu(x: jax.Array) -> jax.Array:
 
 
 def _gelu_with_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  # Written as 1 - erf(-x): were it the term of `_gelu`, XLA would share one erf between all
-  # passes, and write it to memory in a pass of its own. So each pass has its erf fused.
+  # Written as 1 - erf(-x) so that it differs from the term in `_gelu`. Otherwise XLA would compute
+  # one erf for all passes and write it to memory in a separate pass. This way each pass fuses its
+  # own erf.
   cdf = 0.5 * (1 - _erf(x * np.float32(-np.sqrt(0.5))))
   pdf = np.float32(1 / np.sqrt(2 * np.pi)) * jnp.exp(-0.5 * jnp.square(x))
   return x * cdf, cdf + x * pdf
@@ -56,8 +57,8 @@ def _relu_with_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   return jax.nn.relu(x), (x > 0).astype(x.dtype)
 
 
-# PyTorch's GELU is the exact one; Flux's, and the default of `jax.nn.gelu`, its approximation by
-# tanh. Each activation, and it together with its derivative.
+# Name -> (activation, activation with its derivative). PyTorch's GELU is the exact one; Flux's, and
+# the default of `jax.nn.gelu`, is the tanh approximation.
 ACTIVATIONS: dict[str, tuple[Callable, Callable]] = {
   "gelu": (_gelu, _gelu_with_slope),
   "gelu_tanh": (_gelu_tanh, _gelu_tanh_with_slope),
@@ -66,10 +67,10 @@ ACTIVATIONS: dict[str, tuple[Callable, Callable]] = {
 
 
 class Groups(NamedTuple):
-  """So many images in a row are a group.
+  """Groups of `size` consecutive images.
 
-  Nothing is cut out of the maps for it: each image's sums are added up by group, and an image
-  takes its group's statistics. So the maps of a group may lie on several devices.
+  The feature maps are not sliced: per-image sums are added up by group, and each image uses its
+  group's statistics. A group may therefore span several devices.
   """
 
   batch_axis: int
@@ -88,31 +89,32 @@ def act_norm(
   groups: Groups | None = None,
   own_gradient: bool = True,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """activation(x + pre_bias), normalised over all axes but the channels', as in training.
+  """Training: activation(x + pre_bias), normalised over all axes except the channel axis.
 
   Args:
     x: pre-activations of any rank, float32 or bfloat16.
     activation: a key of `ACTIVATIONS`.
     scale, bias: float32 [channels], applied after the normalisation.
-    channel_axis: -1 for [b, h, w, c] and 0 for [c, b, h, w] maps.
-    pre_bias: float32 [channels], bias of the convolution that made x, or None; here it costs no
-      pass over memory of its own.
+    channel_axis: -1 for [b, h, w, c] and 0 for [c, b, h, w].
+    pre_bias: float32 [channels], bias of the preceding convolution, or None. Added here, it needs
+      no separate pass over memory.
     epsilon: added to the variance.
-    groups: of images that are normalised each by themselves; None for one.
-    own_gradient: whether to have its own gradient; False leaves all derivatives to JAX, which
-      forward mode needs, and which take more time.
+    groups: groups of images that are normalised separately; None for a single group.
+    own_gradient: use the custom gradient. False leaves all derivatives to JAX, which is slower but
+      supports forward mode.
 
   Returns:
-    The normalised maps, shape and dtype of x, and the float32 [channels] mean and biased variance
-    of the activations, or [groups, channels]. Under a sharded `jit` these span the global batch.
+    The normalised feature map, with the shape and dtype of x, and the mean and biased variance of
+    the activations, float32 [channels] or [groups, channels]. Under a sharded `jit` the statistics
+    span the global batch.
 
   Raises:
-    ValueError: if a vector is not [channels], or `channel_axis` or `activation` does not exist.
+    ValueError: if a vector is not [channels], or `channel_axis` or `activation` is invalid.
   """
   pre_bias = jnp.zeros_like(bias) if pre_bias is None else pre_bias
   axis = _checked_axis(x, activation, channel_axis, scale=scale, bias=bias, pre_bias=pre_bias)
   function = _act_norm_with_gradient
-  if not own_gradient:  # as little is kept, and more computed anew
+  if not own_gradient:  # stores as little, but recomputes more
     function = jax.checkpoint(_act_norm, static_argnums=(4, 5, 6, 7))
   return function(x, scale, bias, pre_bias, activation, axis, epsilon, groups)
 
@@ -129,9 +131,9 @@ def act_affine(
   pre_bias: jax.Array | None = None,
   epsilon: float = 1e-5,
 ) -> jax.Array:
-  """activation(x + pre_bias), normalised with the given [channels] `mean` and `var`: evaluation.
+  """Evaluation: activation(x + pre_bias), normalised with the given [channels] `mean` and `var`.
 
-  Arguments and errors are those of `act_norm`.
+  Arguments and errors are as in `act_norm`.
   """
   pre_bias = jnp.zeros_like(bias) if pre_bias is None else pre_bias
   vectors = {"scale": scale, "bias": bias, "mean": mean, "var": var, "pre_bias": pre_bias}
@@ -162,8 +164,8 @@ def _act_norm(
   groups: Groups | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   activated = ACTIVATIONS[activation][0](_biased(x, pre_bias, axis))
-  # Both sums in one pass over x. In float32 E[a*a] - E[a]^2 is safe here, since the mean of an
-  # activation is of the order of its deviation; rounding can leave it slightly negative.
+  # Compute both sums in one pass over x. E[a*a] - E[a]^2 is accurate enough in float32 because the
+  # mean of an activation is comparable to its deviation. Rounding can make it slightly negative.
   count = _count(x, axis, groups)
   mean = _channel_sum(activated, axis, groups) / count
   var = _channel_sum(activated * activated, axis, groups) / count - mean * mean
@@ -178,7 +180,7 @@ def _forward(x, scale, bias, pre_bias, activation, axis, epsilon, groups):
 
 
 def _backward(activation, axis, epsilon, groups, residuals, grads):
-  del epsilon  # it is in the deviation
+  del epsilon  # already in inverse_std
   x, scale, pre_bias, mean, inverse_std = residuals
   y_grad, mean_grad, var_grad = grads
   y_grad = y_grad.astype(jnp.float32)
@@ -187,8 +189,8 @@ def _backward(activation, axis, epsilon, groups, residuals, grads):
   bias_grad = _channel_sum(y_grad, axis, groups)
   product = _channel_sum(y_grad * activated, axis, groups)
   scale_grad = inverse_std * (product - mean * bias_grad)
-  # The gradient of the activation is linear in y_grad and the activation, its coefficients
-  # being the channel's.
+  # The gradient of the activation is linear in y_grad and the activation, with per-channel
+  # coefficients.
   slope = jnp.broadcast_to(scale, mean.shape) * inverse_std
   activated_slope = (2 * var_grad - slope * inverse_std * scale_grad) / count
   offset = (mean_grad - slope * bias_grad) / count - activated_slope * mean
@@ -209,13 +211,13 @@ def _biased(x: jax.Array, pre_bias: jax.Array, axis: int) -> jax.Array:
 
 
 def _count(x: jax.Array, axis: int, groups: Groups | None) -> int:
-  """Elements of a channel, or of a channel in a group."""
+  """Number of elements per channel, or per channel and group."""
   count = x.size // x.shape[axis]
   return count * groups.size // x.shape[groups.batch_axis] if groups else count
 
 
 def _channel_sum(x: jax.Array, axis: int, groups: Groups | None = None) -> jax.Array:
-  """[channels], or [groups, channels]."""
+  """The sum of each channel: [channels], or [groups, channels]."""
   kept = (axis,) if groups is None else (axis, groups.batch_axis)
   total = x.sum([a for a in range(x.ndim) if a not in kept])
   if groups is None:
@@ -225,7 +227,7 @@ def _channel_sum(x: jax.Array, axis: int, groups: Groups | None = None) -> jax.A
 
 
 def _along(vector: jax.Array, axis: int, x: jax.Array, groups: Groups | None = None) -> jax.Array:
-  """A vector of `_channel_sum`'s shape, or [channels], with the rank of the maps `x`."""
+  """Expands [channels], or the shape of `_channel_sum`, to the rank of `x`."""
   if vector.ndim == 1 or groups is None:
     return lax.expand_dims(vector, [a for a in range(x.ndim) if a != axis])
   letters = "cb" if axis < groups.batch_axis else "bc"
@@ -235,7 +237,7 @@ def _along(vector: jax.Array, axis: int, x: jax.Array, groups: Groups | None = N
 
 
 def _membership(x: jax.Array, groups: Groups) -> jax.Array:
-  """Float32 [groups, images]: 1 where the image is of the group."""
+  """Float32 [groups, images]: 1 where the image belongs to the group."""
   shape = (x.shape[groups.batch_axis] // groups.size, x.shape[groups.batch_axis])
   group, image = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
   return (image // groups.size == group).astype(jnp.float32)

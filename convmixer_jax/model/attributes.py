@@ -1,4 +1,4 @@
-"""The values that a ConvMixer's attributes may have."""
+"""Validation of a ConvMixer's attributes."""
 
 from collections.abc import Callable
 import math
@@ -25,7 +25,7 @@ def _is_dtype(value: Any) -> bool:
   return value is None or any(value == jnp.dtype(name) for name in DTYPES)
 
 
-# Attributes, a test of their values, and what passes it.
+# Attributes, a check of their values, and a description of the allowed ones.
 _ALLOWED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
   ("dim patch_size kernel_size", lambda v: _is_integer(v, 1), "integers from 1"),
   ("depth num_classes", lambda v: _is_integer(v, 0), "integers from 0"),
@@ -40,10 +40,10 @@ _ALLOWED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 
 
 def check(model: nn.Module) -> None:
-  """Looks at all attributes of a `ConvMixer`.
+  """Validates all attributes of a `ConvMixer`.
 
   Raises:
-    ValueError: naming the attribute, its value and what is allowed.
+    ValueError: names the attribute, its value and the allowed values.
   """
   for names, is_allowed, allowed in _ALLOWED:
     for name in names.split():

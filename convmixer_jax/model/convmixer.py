@@ -22,7 +22,7 @@ from convmixer_jax.model.layers import (
 
 
 class Block(nn.Module):
-  """Depthwise mixing of positions with a residual around it, then pointwise mixing of channels."""
+  """Depthwise convolution with a residual connection, then pointwise; each with its `norm`."""
 
   depthwise_conv: Callable[..., DepthwiseConv]
   pointwise_conv: Callable[..., PointwiseConv]
@@ -30,7 +30,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    """Feature maps -> the same."""
+    """Maps a feature map to one of the same shape and dtype."""
     x = x + self.norm(name="depthwise_norm")(self.depthwise_conv(name="depthwise")(x), train)
     return self.norm(name="pointwise_norm")(self.pointwise_conv(name="pointwise")(x), train)
 
@@ -39,33 +39,33 @@ class ConvMixer(nn.Module):
   """ConvMixer-dim/depth (paper, section 2; the authors' `convmixer.py`).
 
   Attributes:
-    dim: width of the model, constant from the patches to the head.
+    dim: width of the model, constant from the patch embedding to the head.
     depth: number of blocks.
     kernel_size: side of the depthwise kernels, odd or even.
-    patch_size: side of the square patches, and their stride; it has to divide both sides of the
-      images, whose size and channels are otherwise free.
-    num_classes: size of the logits; 0 leaves the head out and gives the pooled features.
+    patch_size: side and stride of the square patches. It must divide the height and width of the
+      images, which may otherwise have any size and number of channels.
+    num_classes: size of the logits; 0 omits the head and returns the pooled features.
     activation: "gelu" (exact), "gelu_tanh" (its approximation) or "relu" (the authors' 768/32).
-    dtype: of the computation, float32, bfloat16, or None for what the images and parameters promote
-      to; activations, statistics, the pooling and the head are computed in float32.
-    param_dtype: of the parameters.
-    group_size: in training, so many images in a row have their own BatchNorm statistics, as the
-      batch of one GPU has in PyTorch, and the running ones are averaged over the groups; None for
-      the whole global batch.
-    norm_momentum: weight of the running statistics' old values, 1 - PyTorch's.
+    dtype: compute dtype: float32, bfloat16, or None for the promoted dtype of the images and
+      parameters. Activations, statistics, pooling and the head are computed in float32.
+    param_dtype: dtype of the parameters.
+    group_size: in training, compute BatchNorm statistics separately for each group of this many
+      consecutive images, like the per-GPU batches of PyTorch. The running statistics are averaged
+      over the groups. None for the whole global batch.
+    norm_momentum: weight of the old running statistics, i.e. 1 - PyTorch's momentum.
     norm_epsilon: added to BatchNorm's variance.
-    dropout: share of the pooled features that are 0 in training, which then needs the random
-      numbers "dropout".
+    dropout: dropout rate of the pooled features in training; if above 0, `apply` needs the RNG
+      "dropout".
     initializer: "torch" or "glorot", see `layers.INITIALIZERS`.
     depthwise: the `implementation` of `depthwise.depthwise_conv`. "xla" leaves all derivatives of
-      the model to JAX, so that forward mode works as well; the others, None among them, have
-      gradients of our own, which are faster.
-    scan: compile the body of a loop over the blocks instead of each of them; the variables are the
-      same.
-    remat: in such a loop, keep only what goes into each block, and compute the rest again for the
+      the model to JAX and so supports forward mode. All others, including None, use custom
+      gradients, which are faster.
+    scan: loop over the blocks, so that the body is compiled once rather than for each block. The
+      variables are the same.
+    remat: loop over the blocks, store only the input of each and recompute the rest for the
       gradient, which takes less memory and more time.
-    mesh: the devices over all of whose axes the batch is sharded; None where there is one, or where
-      the compiler may place the depthwise convolutions.
+    mesh: devices to shard the batch over, along all mesh axes. None for a single device, or where
+      the compiler can shard the depthwise convolutions by itself.
   """
 
   dim: int
@@ -87,7 +87,7 @@ class ConvMixer(nn.Module):
   mesh: Mesh | None = None
 
   def setup(self) -> None:
-    """Names the layers; raises ValueError for an attribute that is not allowed."""
+    """Creates the layers; raises ValueError for an invalid attribute."""
     attributes.check(self)
     order, own_gradient = depthwise.order_of(self.depthwise), self.depthwise != "xla"
     maps: dict[str, Any] = {"order": order, "own_gradient": own_gradient}
@@ -120,16 +120,16 @@ class ConvMixer(nn.Module):
       self.head = Head(num_classes=self.num_classes, **weights)
 
   def features(self, image_bhwc: jax.Array, train: bool = False) -> jax.Array:
-    """The feature map [b, h / patch_size, w / patch_size, dim] in `dtype`, before the pooling.
+    """The feature map before pooling: [b, h / patch_size, w / patch_size, dim] in `dtype`.
 
     Args:
-      image_bhwc: normalised images, any float type.
-      train: use the batch's statistics and update the running ones, for which the collection
-        `batch_stats` has to be mutable.
+      image_bhwc: normalised images, any float dtype.
+      train: use batch statistics and update the running statistics; the collection `batch_stats`
+        must be mutable.
 
     Raises:
-      ValueError: if `patch_size` does not divide the images' height and width, an attribute is not
-        allowed, or there are no images in training.
+      ValueError: if `patch_size` does not divide the images' height and width, an attribute is
+        invalid, or a training batch is empty.
     """
     x = self.stem_norm(self.stem(image_bhwc), train)
     if (self.scan or self.remat) and not self.is_initializing():
@@ -140,15 +140,15 @@ class ConvMixer(nn.Module):
     return x.transpose([depthwise.order_of(self.depthwise).index(letter) for letter in "bhwc"])
 
   def classify(self, feature_bhwf: jax.Array, train: bool = False) -> jax.Array:
-    """What `__call__` gives, from the map of `features`; `train` is for the dropout alone."""
+    """The result of `__call__`, given the output of `features`; `train` enables dropout."""
     pooled_bf = average_pool(feature_bhwf)
     if not self.num_classes:
       return pooled_bf
     return self.head(self.head_dropout(pooled_bf, deterministic=not train))
 
   def __call__(self, image_bhwc: jax.Array, train: bool = False) -> jax.Array:
-    """Float32 logits [b, num_classes], or pooled features [b, dim] for `num_classes=0`.
+    """Float32 logits [b, num_classes], or pooled features [b, dim] if `num_classes` is 0.
 
-    The arguments and errors are those of `features`.
+    Arguments and errors are as in `features`.
     """
     return self.classify(self.features(image_bhwc, train), train)

@@ -1,7 +1,7 @@
-"""The layers of a ConvMixer, which hide dtypes, devices, orders of dimensions and own gradients.
+"""The layers of a ConvMixer; they handle dtypes, sharding, dimension order and custom gradients.
 
-The dimensions of a feature map lie in `order`, "bhwc" or "cbhw". The convolutions leave their bias
-to the `ActNorm` behind them, where adding it costs no pass over memory.
+The dimensions of a feature map are in `order`, "bhwc" or "cbhw". The convolutions do not add their
+bias: the `ActNorm` after them does, at no extra pass over memory.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ DTYPES = ("float32", "bfloat16")
 
 
 class PreActivation(NamedTuple):
-  """A feature map, and the [channels] bias that is still to be added."""
+  """A feature map and the [channels] bias that has not been added yet."""
 
   x: jax.Array
   bias: jax.Array
@@ -43,14 +43,14 @@ def _glorot(fan_in: int) -> tuple[Callable, Callable]:
   return nn.initializers.glorot_uniform(), nn.initializers.zeros
 
 
-# What draws kernels and biases. "torch": both are U(-1/sqrt(fan_in), 1/sqrt(fan_in)) as in PyTorch,
-# with fan_in the inputs of an output. "glorot": kernels are U(-a, a) with a = sqrt(6 / (fan_in +
-# fan_out)) and biases 0, as in Keras and Flux.
+# Initializers of kernels and biases. "torch": both are U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as in
+# PyTorch, where fan_in is the number of inputs per output. "glorot": kernels are U(-a, a) with
+# a = sqrt(6 / (fan_in + fan_out)) and biases are 0, as in Keras and Flux.
 INITIALIZERS = {"torch": _torch, "glorot": _glorot}
 
 
 class _Linear(nn.Module, kw_only=True):
-  """A layer with a kernel, whose last axis is that of the outputs, and a bias."""
+  """A layer with a bias and a kernel whose last axis is the output axis."""
 
   initializer: str = "torch"
   param_dtype: jax.typing.DTypeLike = jnp.float32
@@ -63,7 +63,7 @@ class _Linear(nn.Module, kw_only=True):
 
 
 class PatchEmbedding(_Linear, kw_only=True):
-  """Images -> feature maps in `dtype`: each patch times one matrix."""
+  """Images to feature maps in `dtype`: a matrix product with each flattened patch."""
 
   dim: int
   patch_size: int
@@ -73,7 +73,7 @@ class PatchEmbedding(_Linear, kw_only=True):
 
   @nn.compact
   def __call__(self, image_bhwc: jax.Array) -> PreActivation:
-    """Raises ValueError where `patch_size` does not divide the images' sides."""
+    """Raises ValueError if `patch_size` does not divide the images' height and width."""
     size = self.patch_size
     kernel, bias = self._weights(size, size, image_bhwc.shape[-1], self.dim)
     dtype = canonicalize_dtype(image_bhwc, kernel, bias, dtype=self.dtype)
@@ -88,7 +88,7 @@ class PatchEmbedding(_Linear, kw_only=True):
 
 
 class DepthwiseConv(_Linear, kw_only=True):
-  """Each channel of the feature maps convolved with its own kernel, see `depthwise_conv`."""
+  """Convolves each channel with its own kernel, see `depthwise_conv`."""
 
   kernel_size: int
   implementation: str | None
@@ -97,7 +97,7 @@ class DepthwiseConv(_Linear, kw_only=True):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> PreActivation:
-    """Of the shape and type of `x`."""
+    """Returns a feature map of the shape and dtype of `x`."""
     size, dim = self.kernel_size, x.shape[self.order.index("c")]
     kernel, bias = self._weights(size, size, 1, dim)
     y = depthwise_conv(
@@ -105,7 +105,7 @@ class DepthwiseConv(_Linear, kw_only=True):
       kernel[:, :, 0].astype(x.dtype),
       implementation=self.implementation,
       order=self.order,
-      mesh=None if self.is_initializing() else self.mesh,  # one image cannot be sharded
+      mesh=None if self.is_initializing() else self.mesh,  # a single image cannot be sharded
     )
     return PreActivation(y, bias)
 
@@ -118,30 +118,30 @@ class PointwiseConv(_Linear, kw_only=True):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> PreActivation:
-    """Of the shape and type of `x`."""
+    """Returns a feature map of the shape and dtype of `x`."""
     dim = x.shape[self.order.index("c")]
     kernel, bias = self._weights(1, 1, dim, dim)
     return PreActivation(mix_channels(x, kernel[0, 0], self.order, self.own_gradient), bias)
 
 
 class Head(_Linear, kw_only=True):
-  """Pooled features -> logits."""
+  """Maps pooled features to logits."""
 
   num_classes: int
 
   @nn.compact
   def __call__(self, pooled_bf: jax.Array) -> jax.Array:
-    """[b, num_classes] float32."""
+    """Returns float32 [b, num_classes]."""
     kernel, bias = self._weights(pooled_bf.shape[-1], self.num_classes)
     return pooled_bf @ kernel + bias[None]
 
 
 class ActNorm(nn.Module, kw_only=True):
-  """The activation, then BatchNorm, as PyTorch does it.
+  """The activation, then BatchNorm as in PyTorch.
 
-  Statistics are kept in float32, their variance unbiased. Under `jit` over a sharded batch they
-  are those of the global batch, or of its groups of `group_size` images, whatever the number of
-  devices: `mesh` only decides how groups are made of the maps.
+  Running statistics are float32, with the unbiased variance. Under `jit` with a sharded batch,
+  statistics are computed over the global batch, or over its groups of `group_size` images, for any
+  number of devices; `mesh` only affects how the groups are formed.
   """
 
   activation: str
@@ -155,7 +155,7 @@ class ActNorm(nn.Module, kw_only=True):
 
   @nn.compact
   def __call__(self, before: PreActivation, train: bool) -> jax.Array:
-    """A feature map of the same shape and type; `train` is as in `ConvMixer.features`."""
+    """Returns a feature map of the same shape and dtype; `train` is as in `ConvMixer.features`."""
     x, pre_bias = before
     axis = self.order.index("c")
     dim = x.shape[axis]
@@ -169,7 +169,7 @@ class ActNorm(nn.Module, kw_only=True):
       vectors |= {"mean": mean_ra.value, "var": var_ra.value}
       return act_affine(x, self.activation, **vectors, **settings)
     settings["own_gradient"] = self.own_gradient
-    if self.is_initializing():  # its batch is no whole group
+    if self.is_initializing():  # the batch may be smaller than a group
       return act_norm(x, self.activation, **vectors, **settings)[0]
     y, mean_gc, var_gc = self._normalize_groups(x, **vectors, **settings)
     count = x.size // len(mean_gc) // dim
@@ -181,15 +181,17 @@ class ActNorm(nn.Module, kw_only=True):
   def _normalize_groups(
     self, x: jax.Array, **settings: Any
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The maps, and mean and variance [groups, channels]."""
+    """The normalised feature map, and the mean and variance [groups, channels]."""
     batch_axis = self.order.index("b")
     batch = x.shape[batch_axis]
     if batch == 0:
       raise ValueError("train=True needs images for BatchNorm's statistics; this batch has none")
     size = self.group_size or batch
     if batch % size:
-      raise ValueError(f"a batch of {batch} images cannot be cut into groups of group_size={size}")
-    if size < batch and self._local_batch(x) % size:  # some groups lie on several devices
+      raise ValueError(
+        f"a batch of {batch} images cannot be split into groups of group_size={size}"
+      )
+    if size < batch and self._local_batch(x) % size:  # some groups span several devices
       groups = Groups(batch_axis, size)
       return act_norm(x, self.activation, groups=groups, **settings)
 
@@ -202,7 +204,7 @@ class ActNorm(nn.Module, kw_only=True):
     return y.reshape(x.shape), mean_gc, var_gc
 
   def _local_batch(self, x: jax.Array) -> int:
-    """Images on one device; if the mesh has explicit axes, the type of the maps tells."""
+    """Images per device; with explicit mesh axes, the type of `x` has its sharding."""
     shard_shape = jax.typeof(x).sharding.shard_shape(x.shape)
     return shard_shape[self.order.index("b")] // (self.mesh.size if self.mesh else 1)
 
@@ -210,17 +212,17 @@ class ActNorm(nn.Module, kw_only=True):
 def mix_channels(
   x: jax.Array, kernel_cf: jax.Array, order: str, own_gradient: bool = True
 ) -> jax.Array:
-  """The same matrix product at every position: a 1x1 convolution without its bias.
+  """A 1x1 convolution without bias: the same matrix product at every position.
 
-  It is of x's type. Its own gradient gives the kernel one of the kernel's type, so that what
-  several devices add up is float32; `own_gradient=False` leaves all derivatives to JAX.
+  The result has the dtype of x. With the custom gradient, the kernel's gradient has the kernel's
+  dtype, so that devices sum it in float32. `own_gradient=False` leaves all derivatives to JAX.
   """
   function = _mix_channels_with_gradient if own_gradient else _mix_channels
   return function(x, kernel_cf, order)
 
 
 def _mix_channels(x: jax.Array, kernel_cf: jax.Array, order: str) -> jax.Array:
-  # Two axes each: of products with more, XLA's CPU backend transposes the gradients.
+  # Use 2-D operands: with more axes, XLA's CPU backend transposes the gradients.
   channels, features = kernel_cf.shape
   kernel_cf = kernel_cf.astype(x.dtype)
   if order == "cbhw":
@@ -238,7 +240,7 @@ def _mix_channels_backward(order: str, kept: Any, grad: jax.Array) -> tuple[jax.
   sum_up = functools.partial(
     jnp.matmul,
     preferred_element_type=kernel_cf.dtype,
-    out_sharding=jax.typeof(kernel_cf).sharding,  # the batch may be cut over explicit axes
+    out_sharding=jax.typeof(kernel_cf).sharding,  # the batch may be sharded over explicit axes
   )
   if order == "cbhw":
     kernel_grad = sum_up(grad.reshape(features, -1), x.reshape(channels, -1).T).T
@@ -253,16 +255,16 @@ _mix_channels_with_gradient = gradients.own_gradient(
 
 
 def _patches(image_bhwc: jax.Array, size: int, order: str) -> jax.Array:
-  """Each patch as one position with size * size * c channels, rows of the patch outermost."""
+  """Turns each patch into one position with size * size * c channels, patch rows outermost."""
   if image_bhwc.ndim != 4:
-    raise ValueError(f"images have to be [batch, height, width, channels], not {image_bhwc.shape}")
+    raise ValueError(f"images must be [batch, height, width, channels], not {image_bhwc.shape}")
   b, h, w, c = image_bhwc.shape
   if h % size or w % size:
     raise ValueError(
       f"images of {h}x{w} pixels cannot be cut into patches of {size}x{size}: "
-      f"height and width have to be multiples of patch_size={size}"
+      f"height and width must be multiples of patch_size={size}"
     )
-  # One axis after the other: so JAX can tell the sharding of the result on a mesh of explicit axes.
+  # Split one axis at a time, so that JAX can infer the sharding on a mesh with explicit axes.
   x = image_bhwc.reshape(b, h // size, size, w, c).reshape(b, h // size, size, w // size, size, c)
   if order == "cbhw":
     return x.transpose(2, 4, 5, 0, 1, 3).reshape(size * size * c, b, h // size, w // size)
@@ -272,5 +274,5 @@ def _patches(image_bhwc: jax.Array, size: int, order: str) -> jax.Array:
 # XLA:CPU would fuse the last product, the activation and the mean into one slow loop.
 @not_inlined
 def average_pool(x_bhwf: jax.Array) -> jax.Array:
-  """The mean over the positions, [b, f] float32."""
+  """The mean over all positions, float32 [b, f]."""
   return x_bhwf.astype(jnp.float32).mean((1, 2))

@@ -1,4 +1,4 @@
-"""The named models: what their sizes are, and what a name or a file's name says."""
+"""The named models: their sizes, and lookup by name or file name."""
 
 import difflib
 from typing import Any
@@ -7,15 +7,15 @@ from convmixer_jax.errors import UserError
 from convmixer_jax.model.convmixer import ConvMixer
 from convmixer_jax.model.variables import SIZES
 
-# Of the released models, whose names are timm's: dim, depth, kernel and patch, and the activation
+# The released models, under timm's names: dim, depth, kernel size, patch size and activation
 # (timm's `convmixer.py`; 768/32 was trained with ReLU, see the authors' README).
 _RELEASED = {
   "convmixer_1536_20": (1536, 20, 9, 7, "gelu"),
   "convmixer_768_32": (768, 32, 7, 7, "relu"),
   "convmixer_1024_20_ks9_p14": (1024, 20, 9, 14, "gelu"),
 }
-# The paper's other models for ImageNet, and those for CIFAR-10 of the paper, the authors' script
-# and the replications: dim, depth, kernel and patch, all with GELU.
+# The paper's other ImageNet models, and the CIFAR-10 models of the paper, the authors' script and
+# the replications: dim, depth, kernel size and patch size, all with GELU.
 _IMAGENET = (
   (512, 12, 8, 7),
   (512, 16, 8, 7),
@@ -41,10 +41,10 @@ _CIFAR10 = (
 
 
 def settings_of_models() -> dict[str, dict[str, Any]]:
-  """Of each model by its name, what `ConvMixer` needs: sizes, classes and activation.
+  """The `ConvMixer` arguments of each model by name: sizes, classes and activation.
 
-  A name is timm's for a released model, else `convmixer_DIM_DEPTH_ksKERNEL_pPATCH`, with 1000
-  classes, or that and `_cifar10`, with 10.
+  Released models have timm's names. The others are named `convmixer_DIM_DEPTH_ksKERNEL_pPATCH`
+  (1000 classes), with the suffix `_cifar10` for CIFAR-10 (10 classes).
   """
   models = {name: _settings(*sizes, num_classes=1000) for name, sizes in _RELEASED.items()}
   for suffix, num_classes, group in (("", 1000, _IMAGENET), ("_cifar10", 10, _CIFAR10)):
@@ -75,26 +75,26 @@ def settings_of(name: str) -> dict[str, Any]:
   """The settings of one model.
 
   Raises:
-    UserError: if there is no such model, naming the nearest.
+    UserError: if there is no such model; suggests similar names.
   """
   models = settings_of_models()
   if name not in models:
-    raise UserError(f"{name!r} is no model; {nearest(name)}")
+    raise UserError(f"{name!r} is not a model; {nearest(name)}")
   return models[name]
 
 
 def nearest(name: str) -> str:
-  """The end of an error message: names like this one, or all of them."""
+  """The end of an error message: similar names, or all of them."""
   found = difflib.get_close_matches(name.lower(), list_models(), n=3)
   return f"did you mean {' or '.join(found)}?" if found else f"there are {', '.join(list_models())}"
 
 
 def named_in(file_name: str, model: ConvMixer) -> str | None:
-  """The model that a file's name tells, if its weights have that model's sizes.
+  """The name of the model that a file name contains, if the weights match its sizes.
 
   Args:
     file_name: such as "convmixer_768_32_ks7_p7_relu.pth.tar".
-    model: that of the weights.
+    model: the model that the weights belong to.
   """
   for name, settings in settings_of_models().items():
     if name in file_name and all(settings[key] == getattr(model, key) for key in SIZES):

@@ -1,4 +1,4 @@
-"""The blocks as one loop: its body is compiled once, and may keep little for the gradient."""
+"""Runs the blocks as a loop whose body is compiled once, optionally with rematerialization."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 
 def over_blocks(model: Any, x: jax.Array, train: bool) -> jax.Array:
-  """The feature map after all blocks of a bound `ConvMixer`, their variables stacked.
+  """Applies all blocks of a bound `ConvMixer` to `x`, with their variables stacked.
 
-  With `model.remat` only the inputs of the blocks are kept for the gradient.
+  With `model.remat`, only the inputs of the blocks are stored for the gradient.
   """
   names = [f"blocks_{i}" for i in range(model.depth)]
   if not names:

@@ -1,1 +1,1 @@
-"""C++ sources, compiled where and when they are first used."""
+"""C++ sources, compiled on first use."""

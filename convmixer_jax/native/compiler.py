@@ -1,4 +1,4 @@
-"""C++ sources of this package as shared libraries, compiled where and when they are first used."""
+"""Compiles this package's C++ sources to shared libraries on first use."""
 
 import functools
 import hashlib
@@ -20,9 +20,9 @@ class CompilerError(RuntimeError):
 
 
 def cache_directory() -> pathlib.Path | None:
-  """Where compiled code is kept: $XDG_CACHE_HOME/convmixer_jax, or else ~/.cache/convmixer_jax.
+  """The cache of compiled code: $XDG_CACHE_HOME/convmixer_jax, default ~/.cache/convmixer_jax.
 
-  It is made if need be. None, with a warning, if that is not possible or it cannot be written to.
+  Created if missing. If that fails or it is not writable, logs a warning and returns None.
   """
   path = _cache()
   return path if _is_writable(path) else None
@@ -31,12 +31,12 @@ def cache_directory() -> pathlib.Path | None:
 def _cache() -> pathlib.Path | None:
   try:
     root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-  except RuntimeError:  # neither $HOME nor an entry among the system's users
+  except RuntimeError:  # no $HOME and no entry in the user database
     return None
   return pathlib.Path(root) / "convmixer_jax"
 
 
-@functools.cache  # for one warning
+@functools.cache  # warn only once
 def _is_writable(directory: pathlib.Path | None) -> bool:
   try:
     if directory is None:
@@ -44,10 +44,10 @@ def _is_writable(directory: pathlib.Path | None) -> bool:
     directory.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=directory).close()
   except OSError as error:
-    if multiprocessing.parent_process() is None:  # once, not in each worker too
+    if multiprocessing.parent_process() is None:  # not in every worker
       _log.warning(
-        "what is compiled cannot be kept for the next start: %s. Set XDG_CACHE_HOME to a directory "
-        "that can be written to",
+        "compiled code cannot be cached for the next start: %s. Set XDG_CACHE_HOME to a writable "
+        "directory",
         error,
       )
     return False
@@ -55,7 +55,7 @@ def _is_writable(directory: pathlib.Path | None) -> bool:
 
 
 def scratch() -> pathlib.Path:
-  """In place of a cache: a directory that goes with this process."""
+  """A substitute for the cache: a temporary directory that is deleted with this process."""
   return pathlib.Path(_scratch().name)
 
 
@@ -66,36 +66,37 @@ def _scratch() -> tempfile.TemporaryDirectory[str]:
 
 @functools.cache
 def library(source: pathlib.Path, *flags: str) -> pathlib.Path:
-  """Returns the path of the library, made by this call if the cache lacks it.
+  """Returns the path of the library, and compiles it unless it is cached.
 
-  The compiler is $CXX, or else c++. The name tells the source, the compiler, the flags and the
-  processor that it was made for. Without a cache it is made for this process alone.
+  The compiler is $CXX, default c++. The file name has a hash of the source, the compiler, the flags
+  and the processor. Without a cache the library is compiled for this process only.
 
   Raises:
-    CompilerError: with the command and its last lines; or if nothing can be written anywhere.
+    CompilerError: if the compiler fails, with the command and the last lines of its output; or if
+      the library cannot be written anywhere.
   """
   command = [*shlex.split(os.environ.get("CXX") or "c++"), *_FLAGS, *flags]
-  # What -march=native means here is part of the name: machines can share a home directory.
+  # Hash what -march=native means on this machine: machines can share a home directory.
   meaning = _run([*command, "-E", "-dM", "-x", "c++", os.devnull])
   parts = (source.read_text(), meaning, platform.machine(), *command)
   key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
   name = f"{source.stem}-{key}.so"
   cache = _cache()
-  if cache and (cache / name).exists():  # in a cache that is read-only too
+  if cache and (cache / name).exists():  # also in a read-only cache
     return cache / name
   try:
     path = (cache_directory() or scratch()) / name
     with tempfile.TemporaryDirectory(dir=path.parent) as partial:
       made = pathlib.Path(partial) / name
       _run([*command, str(source), "-o", str(made)])
-      made.replace(path)  # in one piece: several processes may come here at once
+      made.replace(path)  # atomic: several processes may do this at once
   except OSError as error:
-    raise CompilerError(f"there is no room for {name}: {error}") from error
+    raise CompilerError(f"{name} cannot be stored: {error}") from error
   return path
 
 
 def _run(command: list[str]) -> str:
-  """Returns what the compiler prints."""
+  """Runs the compiler and returns its output."""
   shown = shlex.join(command)
   try:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -107,7 +108,7 @@ def _run(command: list[str]) -> str:
   if done.returncode:
     last_lines = "\n".join((done.stdout + done.stderr).splitlines()[-10:])
     raise CompilerError(
-      f"the C++ compiler {command[0]!r} ended with status {done.returncode}. The command was "
-      f"{shown}, its last lines\n{last_lines}"
+      f"the C++ compiler {command[0]!r} failed with status {done.returncode}. The command was "
+      f"{shown}, its last lines of output:\n{last_lines}"
     )
   return done.stdout

@@ -1,11 +1,11 @@
-// Depthwise convolution over [batch, height, width, channels] float32 maps for CPU, stride 1 and
-// SAME padding, and both its gradients, as targets of XLA's foreign function interface.
+// Depthwise convolution of [batch, height, width, channels] float32 feature maps for CPU, with
+// stride 1 and SAME padding, and both its gradients, as XLA FFI targets.
 //
-// A vector holds the same position of neighbouring channels. Of one image, one vector of channels
-// at a time is packed with its border into a buffer that stays in the cache, so that no sum has to
-// look at the border or the stride between positions; eight outputs of a row are summed in
-// registers, and so are up to fifteen taps of a kernel gradient. Which numbers are added, and in
-// which order, depends on the shapes alone, not on threads.
+// A vector holds adjacent channels at one position. For each image, one vector of channels at a
+// time is packed with zero padding into a buffer that stays in the cache, so the inner loops need
+// no bounds checks and read contiguous memory. Eight outputs of a row are accumulated in registers,
+// as are up to fifteen taps of a kernel gradient. The order of additions depends only on the
+// shapes, not on the number of threads.
 
 #include <algorithm>
 #include <atomic>
@@ -29,12 +29,12 @@ constexpr int64_t kLanes = 8;
 #else
 constexpr int64_t kLanes = 4;
 #endif
-constexpr int64_t kTile = 8;     // outputs of a row that are summed at once
-constexpr int64_t kItems = 64;   // a kernel gradient is cut into about this many, if need be
-constexpr int64_t kMaxRows = 3;  // of a kernel gradient, at once
+constexpr int64_t kTile = 8;     // outputs of a row that are computed at once
+constexpr int64_t kItems = 64;   // work items of a kernel gradient: the batch is split if needed
+constexpr int64_t kMaxRows = 3;  // taps of a kernel gradient that are computed at once
 constexpr int64_t kMaxColumns = 5;
 
-// GCC's and Clang's vectors: as arithmetic types they need no processor's intrinsics.
+// GCC and Clang vector extensions: arithmetic types, so no processor-specific intrinsics.
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef float UnalignedVec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 
@@ -43,12 +43,12 @@ struct Shape {
   int64_t blocks() const { return (channels + kLanes - 1) / kLanes; }
   int64_t image() const { return height * width * channels; }
   int64_t taps() const { return rows * columns; }
-  // A row of a packed map: room for a whole tile, and the border.
+  // Length of a packed row: at least one tile, plus padding.
   int64_t pitch() const { return std::max(width, kTile) + columns - 1; }
   int64_t packed() const { return (height + rows - 1) * pitch(); }
 };
 
-// The axes before the last four (kernels: three) are those of vmap, the same for all arrays.
+// The axes before the last four (kernels: three) come from vmap and are the same for all arrays.
 Shape ShapeOf(const ffi::Buffer<ffi::F32>& x, const ffi::Buffer<ffi::F32>& kernel) {
   auto map = x.dimensions().end() - 4, taps = kernel.dimensions().end() - 3;
   Shape shape{1, map[0], map[1], map[2], map[3], taps[0], taps[1]};
@@ -71,7 +71,7 @@ void Store(Vec vec, float* to, int64_t lanes) {
   }
 }
 
-// Copies one image's vector of channels, with `top` rows and `left` columns of zeros before it.
+// Copies one vector of channels of an image, with `top` rows and `left` columns of zero padding.
 void Pack(const float* map, const Shape& s, int64_t lanes, int64_t top, int64_t left, Vec* packed) {
   const Vec zero = {};
   std::fill(packed, packed + top * s.pitch(), zero);
@@ -96,7 +96,7 @@ void Correlate(const Vec* packed, const Vec* kernel, const Shape& s, int64_t lan
   const int64_t stored = std::min(s.width, kTile);
   for (int64_t h = 0; h < s.height; ++h) {
     for (int64_t tile = 0; tile < s.width; tile += kTile) {
-      // The last tile overlaps the one before rather than the end of the row.
+      // The last tile overlaps the previous one instead of crossing the end of the row.
       const int64_t start = std::max<int64_t>(std::min(tile, s.width - kTile), 0);
       Vec sum[kTile] = {};
       for (int64_t i = 0; i < s.rows; ++i) {
@@ -112,7 +112,7 @@ void Correlate(const Vec* packed, const Vec* kernel, const Shape& s, int64_t lan
   }
 }
 
-// Adds the gradients of rows x columns taps to `grad`; x and g are packed and at the first tap.
+// Adds the gradients of rows x columns taps to `grad`; x and g are packed, from the first tap on.
 template <int rows, int columns>
 void AddTaps(const Vec* x, const Vec* g, const Shape& s, Vec* grad) {
   Vec sum[rows][columns] = {};
@@ -137,7 +137,8 @@ constexpr AddTapsOf kAddTaps[kMaxRows][kMaxColumns] = {
     {AddTaps<3, 1>, AddTaps<3, 2>, AddTaps<3, 3>, AddTaps<3, 4>, AddTaps<3, 5>},
 };
 
-// The next of the fewest parts, of about the same size, into which `rest` can be cut.
+// The size of the next part when `rest` is split evenly into as few parts of at most `max` as
+// possible.
 int64_t Part(int64_t rest, int64_t max) {
   const int64_t parts = (rest + max - 1) / max;
   return (rest + parts - 1) / parts;
@@ -153,8 +154,8 @@ void AddKernelGrad(const Vec* x, const Vec* g, const Shape& s, Vec* grad) {
   }
 }
 
-// Calls work(0) to work(count - 1) on the pool and on this thread, which waits for nothing but
-// calls that have begun: so it ends even if all of the pool's threads wait in such loops.
+// Calls work(0) to work(count - 1) on the pool and on this thread. This thread waits only for calls
+// that have started, so there is no deadlock if all threads of the pool wait in such loops.
 template <typename Work>
 void ParallelFor(ffi::ThreadPool& pool, int64_t count, const Work& work) {
   struct State {
@@ -166,7 +167,7 @@ void ParallelFor(ffi::ThreadPool& pool, int64_t count, const Work& work) {
   auto state = std::make_shared<State>();
   auto run = [state, count, &work] {
     int64_t finished = 0;
-    // A late thread finds no item and must not touch `work`, which is gone by then.
+    // A late thread finds no item and must not touch `work`, which no longer exists.
     for (int64_t item; (item = state->next.fetch_add(1)) < count; ++finished) work(item);
     std::lock_guard<std::mutex> lock(state->mutex);
     if (finished && (state->finished += finished) == count) state->all_finished.notify_one();
@@ -178,7 +179,7 @@ void ParallelFor(ffi::ThreadPool& pool, int64_t count, const Work& work) {
   state->all_finished.wait(lock, [&] { return state->finished == count; });
 }
 
-// This thread's buffer, kept between calls.
+// A thread-local buffer that is reused between calls.
 Vec* Scratch(int64_t size) {
   static thread_local std::vector<Vec> scratch;
   if (static_cast<int64_t>(scratch.size()) < size) scratch.resize(size);
@@ -207,11 +208,11 @@ ffi::Error Backward(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<f
                     ffi::Buffer<ffi::F32> y_grad, ffi::ResultBuffer<ffi::F32> x_grad,
                     ffi::ResultBuffer<ffi::F32> kernel_grad) {
   const Shape s = ShapeOf(x, kernel);
-  // Where there are few vectors of channels, the batch is cut too, and the parts' sums added later.
+  // With few vectors of channels, split the batch too, and add the partial sums afterwards.
   const int64_t parts = std::max<int64_t>(1, std::min(s.batch, kItems / s.blocks()));
   std::vector<Vec> sums(s.problems * parts * s.blocks() * s.taps());
   const int64_t top = (s.rows - 1) / 2, left = (s.columns - 1) / 2;
-  // The input gradient is the same sum with the kernel mirrored, and so is its border.
+  // The input gradient is the same sum with the kernel and the padding mirrored.
   const int64_t g_top = s.rows / 2, g_left = s.columns / 2;
   ParallelFor(pool, s.problems * parts * s.blocks(), [&](int64_t item) {
     const int64_t problem = item / s.blocks() / parts, part = item / s.blocks() % parts;

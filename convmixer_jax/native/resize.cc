@@ -1,9 +1,9 @@
-// Resizing of 8-bit images with Pillow's arithmetic, to the very same pixels.
+// Resizes 8-bit images, bit-identical to Pillow.
 //
-// As in Pillow's Resample.c a kernel is stretched by the scale where the image shrinks, its weights
-// are numbers of 22 binary places, and the rows are resized first, to 8 bits, then the columns.
-// Pillow takes one pixel at a time; this takes sixteen rows, then sixteen columns, in GCC's and
-// Clang's vectors, which need no processor's intrinsics.
+// As in Pillow's Resample.c, the kernel is stretched by the scale when downsampling, weights are
+// fixed-point with 22 fractional bits, and rows are resized first, to 8 bits, then columns. Pillow
+// processes one pixel at a time; this code processes sixteen rows, then sixteen columns, with GCC
+// and Clang vector extensions, which need no processor-specific intrinsics.
 
 #include <algorithm>
 #include <cmath>
@@ -21,25 +21,25 @@ constexpr int kBytes = 32;
 #else
 constexpr int kBytes = 16;
 #endif
-constexpr int kLanes = 16;  // rows or columns that are resized at once
+constexpr int kLanes = 16;  // rows or columns resized at once
 constexpr int kParts = kLanes * sizeof(int32_t) / kBytes;
-constexpr int kPlaces = 22;  // binary places of a weight
+constexpr int kPlaces = 22;  // fractional bits of a weight
 
 typedef uint8_t Pixels __attribute__((vector_size(kLanes), may_alias));
 typedef int32_t Part __attribute__((vector_size(kBytes)));
 
-// A pixel of each of the sixteen rows or columns, as the sums need them.
+// One pixel of each of the sixteen rows or columns, widened to int32.
 struct Wide {
   Part parts[kParts];
 };
 
-// Scratch memory that is not set to zero first.
+// Uninitialized scratch memory.
 template <typename T>
 std::unique_ptr<T[]> scratch(int64_t size) {
   return std::unique_ptr<T[]>(new T[size]);
 }
 
-// The inputs from `first` on that make one output, and the weight of each.
+// The consecutive inputs of one output, starting at `first`, and their weights.
 struct Taps {
   int first, count;
   const int32_t* weights;
@@ -47,13 +47,13 @@ struct Taps {
 
 double triangle(double x) { return x < 1 ? 1 - x : 0; }
 
-double cubic(double x) {  // Keys's, a = -1/2
+double cubic(double x) {  // Keys, a = -1/2
   constexpr double a = -0.5;
   if (x < 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
   return x < 2 ? (((x - 5) * x + 8) * x - 4) * a : 0;
 }
 
-// The taps of all outputs along one side.
+// The taps of all outputs along one axis.
 class Kernel {
  public:
   Kernel(int from, int to, bool is_cubic) : taps_(to) {
@@ -118,7 +118,7 @@ void store(uint8_t* to, Pixels pixels) { std::memcpy(to, &pixels, sizeof pixels)
 inline void widen(Pixels pixels, Wide* to) {
   const Pixels zero = {};
   const Pixels low = interleave_low(pixels, zero), high = interleave_high(pixels, zero);
-  // Written quarter by quarter: an array that is copied as a whole would wait for its parts.
+  // Written in quarters: copying a whole array would stall on the stores of its parts.
   Pixels* quarters = reinterpret_cast<Pixels*>(to);
   quarters[0] = SHUFFLE(low, zero, 0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23);
   quarters[1] = SHUFFLE(low, zero, 8, 9, 24, 25, 10, 11, 26, 27, 12, 13, 28, 29, 14, 15, 30, 31);
@@ -126,7 +126,7 @@ inline void widen(Pixels pixels, Wide* to) {
   quarters[3] = SHUFFLE(high, zero, 8, 9, 24, 25, 10, 11, 26, 27, 12, 13, 28, 29, 14, 15, 30, 31);
 }
 
-// Of values from 0 to 255.
+// Requires values from 0 to 255.
 Pixels narrow(const Wide& wide) {
   Pixels q[4];
   std::memcpy(q, &wide, sizeof q);
@@ -143,7 +143,7 @@ inline Pixels weigh(const Wide* in, int step, const Taps& taps) {
   for (Part& part : sum.parts) {
     part >>= kPlaces;
     part &= ~(part >> 31);        // below 0: 0
-    part |= (255 - part) >> 31;  // above 255: all bits, of which eight stay
+    part |= (255 - part) >> 31;  // above 255: all ones, narrowed to 255
   }
   return narrow(sum);
 }
@@ -159,7 +159,7 @@ inline void transpose(Pixels (&tile)[kLanes]) {
   }
 }
 
-// [height, width, channels] to [height, to, channels]; `out` has room for kLanes - 1 rows more.
+// [height, width, channels] to [height, to, channels]; `out` has room for kLanes - 1 extra rows.
 void resize_rows(const uint8_t* in, int64_t stride, int height, int width, int channels,
                  const Kernel& kernel, uint8_t* out) {
   const int to = kernel.size(), in_row = width * channels, out_row = to * channels;
@@ -168,7 +168,7 @@ void resize_rows(const uint8_t* in, int64_t stride, int height, int width, int c
   Pixels tile[kLanes];
   for (int64_t top = 0; top < height; top += kLanes) {
     for (int x = 0; x < in_row; x += kLanes) {
-      const int at = std::min(x, in_row - kLanes);  // the last one overlaps with the one before
+      const int at = std::min(x, in_row - kLanes);  // the last one overlaps the previous one
       for (int64_t l = 0; l < kLanes; l++)
         tile[l] = load(in + std::min<int64_t>(top + l, height - 1) * stride + at);
       transpose(tile);
@@ -201,7 +201,7 @@ void resize_columns(const uint8_t* in, int height, int row, const Kernel& kernel
 }  // namespace
 
 // From [height, width, channels], rows `stride` bytes apart, to [to_height, to_width, channels].
-// Both kinds of rows have at least sixteen bytes.
+// Input and output rows must have at least sixteen bytes.
 extern "C" void resize(const uint8_t* in, int64_t stride, int height, int width, int channels,
                        int to_height, int to_width, int is_cubic, uint8_t* out) noexcept {
   const int row = to_width * channels;

@@ -1,4 +1,4 @@
-"""XLA's compiled programs, kept for the next start."""
+"""A persistent cache of XLA's compiled programs."""
 
 import contextlib
 import hashlib
@@ -11,14 +11,14 @@ import jax
 
 from convmixer_jax.native import compiler
 
-CACHE_BYTES = 2**30  # the oldest go when it holds more
+CACHE_BYTES = 2**30  # the oldest programs are deleted beyond this
 
 
 def use_cache() -> None:
-  """Keeps compiled programs for the next start, if the user has not decided about JAX's cache.
+  """Enables JAX's compilation cache, unless the user has configured or disabled it.
 
-  They lie in `compiler.cache_directory()`, by the processor's features: machines can share a home
-  directory, and programs for CPUs do not run on all of them.
+  Programs are stored in `compiler.cache_directory()`, in a subdirectory per processor type:
+  machines can share a home directory, and CPU programs do not run on all of them.
   """
   if _jax().jax_compilation_cache_dir is not None or not _jax().jax_enable_compilation_cache:
     return
@@ -26,7 +26,7 @@ def use_cache() -> None:
   if cache is None:
     return
   directory = cache / f"xla-{_processor()}"
-  with contextlib.suppress(OSError):  # another start may be doing the same
+  with contextlib.suppress(OSError):  # another process may be deleting too
     _delete_oldest(directory)
   jax.config.update("jax_compilation_cache_dir", str(directory))
   if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
@@ -45,14 +45,14 @@ def _delete_oldest(directory: pathlib.Path) -> None:
 
 
 def _jax() -> Any:
-  """JAX's settings, which have their attributes from run time only."""
+  """JAX's config, whose attributes exist only at run time."""
   return jax.config
 
 
 def _processor() -> str:
-  """A name for what programs that were compiled for this machine's processor may rely on."""
+  """A hash of the processor features that compiled programs may rely on."""
   told = [platform.machine(), platform.processor()]
-  with contextlib.suppress(OSError):  # Linux alone has it
+  with contextlib.suppress(OSError):  # Linux only
     first = pathlib.Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
     names = ("model name", "flags", "Features", "CPU part")
     told += [line for line in first if line.startswith(names)]

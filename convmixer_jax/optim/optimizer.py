@@ -1,4 +1,4 @@
-"""Adam with its kinds of decay and clipping."""
+"""Adam with several kinds of weight decay and gradient clipping."""
 
 from collections.abc import Callable
 import functools
@@ -14,8 +14,8 @@ def clip_by_norm(max_norm: float, each: bool = False) -> optax.GradientTransform
   """Scales gradients by min(1, max_norm / (norm + 1e-6)), as PyTorch's clip_grad_norm_ does.
 
   Args:
-    max_norm: of the whole gradient.
-    each: of each array by itself instead, as Flux does it, without the 1e-6.
+    max_norm: maximum norm of the whole gradient.
+    each: clip each array separately instead, as Flux does, without the 1e-6.
   """
 
   def clipped(g: jax.Array, norm: jax.Array) -> jax.Array:
@@ -33,11 +33,11 @@ def clip_by_norm(max_norm: float, each: bool = False) -> optax.GradientTransform
 
 
 def scale_by_keras_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-  """Adam whose `eps` is the "epsilon hat" of its paper (section 2), as Keras's and TensorFlow's is.
+  """Adam whose `eps` is the "epsilon hat" of the paper (section 2), as in Keras and TensorFlow.
 
-  Update t is sqrt(1 - b2**t) / (1 - b1**t) * m / (sqrt(v) + eps): what `optax.scale_by_adam`
-  computes with eps / sqrt(1 - b2**t), which for b2 = 0.999 is 32 eps at first. The state is that
-  of `optax.scale_by_adam`.
+  Update t is sqrt(1 - b2**t) / (1 - b1**t) * m / (sqrt(v) + eps). This equals
+  `optax.scale_by_adam` with eps / sqrt(1 - b2**t), which for b2 = 0.999 starts at 32 eps. The
+  state is that of `optax.scale_by_adam`.
   """
 
   def update(updates, state, params=None):
@@ -48,17 +48,17 @@ def scale_by_keras_adam(b1: float, b2: float, eps: float) -> optax.GradientTrans
 
 
 def kernels_only(params: optax.Params) -> optax.Params:
-  """True for the arrays of more than one axis: every kernel, no bias and no scale."""
+  """True for arrays with more than one axis: kernels, but not biases and scales."""
   return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
-# Which parameters decay: a mask, or None for all.
+# Which parameters weight decay applies to: a mask, or None for all.
 DECAYS: dict[str, Callable[[optax.Params], optax.Params] | None] = {
   "all": None,
   "kernels": kernels_only,
 }
 
-# The order of the chain, of (decay by a factor, its factor, clipping, Adam, learning rate).
+# Kind -> order of the chain, given (decay transformation, factor, clipping, Adam, learning rate).
 DECAY_KINDS: dict[str, Callable[..., tuple[optax.GradientTransformation, ...]]] = {
   "adamw": lambda decay, factor, clip, adam, by_rate: (clip, adam, decay(factor), by_rate),
   "unscaled": lambda decay, factor, clip, adam, by_rate: (clip, adam, by_rate, decay(-factor)),
@@ -80,25 +80,25 @@ def make_optimizer(
   clip_each: bool = False,
   backbone_rate: float = 1.0,
 ) -> optax.GradientTransformation:
-  """Adam with clipping before it and a decay of the weights; by default PyTorch's AdamW.
+  """Adam with gradient clipping and weight decay; by default PyTorch's AdamW.
 
   Args:
-    learning_rate: a number, or a schedule by number of the update.
-    weight_decay: its factor.
-    decay: "all" parameters, or "kernels": biases and BatchNorm's scales are
-      left alone, as in timm (`optim_factory.py`).
-    decay_kind: "adamw": beside Adam's step, and multiplied by the learning rate
-      as PyTorch does; "unscaled": beside it and not multiplied, as in TensorFlow
-      Addons; "l2": added to the gradient before clipping and Adam, as Flux's
-      WeightDecay or a penalty of weight_decay / 2 on the squares.
+    learning_rate: a number, or a schedule over update steps.
+    weight_decay: decay factor.
+    decay: "all" parameters, or "kernels", which excludes biases and BatchNorm's scales, as in
+      timm (`optim_factory.py`).
+    decay_kind: "adamw": decoupled from Adam and multiplied by the learning rate, as in PyTorch;
+      "unscaled": decoupled and not multiplied, as in TensorFlow Addons; "l2": added to the
+      gradient before clipping and Adam, like Flux's WeightDecay or a penalty of
+      weight_decay / 2 on the squared weights.
     b1, b2, eps: Adam's.
-    eps_hat: `eps` is added before the bias correction, see `scale_by_keras_adam`.
-    clip_norm: greatest norm of the whole gradient, or None.
-    clip_each: of each array of the gradient instead, see `clip_by_norm`.
-    backbone_rate: factor on the learning rate of all but the "head".
+    eps_hat: add `eps` before the bias correction, see `scale_by_keras_adam`.
+    clip_norm: maximum norm of the whole gradient, or None.
+    clip_each: clip each array of the gradient separately, see `clip_by_norm`.
+    backbone_rate: factor on the learning rate of everything except the "head".
 
   Raises:
-    ValueError: if there is no such decay or kind of it.
+    ValueError: if `decay` or `decay_kind` is unknown.
   """
   check_name("decay", decay, DECAYS)
   check_name("decay_kind", decay_kind, DECAY_KINDS)
@@ -112,15 +112,15 @@ def make_optimizer(
 
 
 def of_head(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-  """The optimizer for the "head" alone: there is no update of the rest, and no state for it."""
+  """The optimizer for the "head" only; the rest has no updates and no state."""
   return optax.partition({"backbone": optax.set_to_zero(), "head": optimizer}, _parts)
 
 
 def scale_backbone(factor: float) -> optax.GradientTransformation:
-  """Multiplies the updates of all but the "head"."""
+  """Multiplies the updates of everything except the "head"."""
   return optax.partition({"backbone": optax.scale(factor), "head": optax.identity()}, _parts)
 
 
 def _parts(params: optax.Params) -> dict[str, str]:
-  """Which part of the model each of its layers is."""
+  """Labels each layer as "head" or "backbone"."""
   return {name: "head" if name == "head" else "backbone" for name in params}

@@ -30,11 +30,11 @@ def test_it_is_what_keras_asks_of_scipy(degrees, moved, scale):
   )
   found = affine(PHOTO, jnp.deg2rad(degrees), jnp.array(moved, float), jnp.array(scale, float))
   difference = np.abs(np.asarray(found, float) - expected)
-  assert difference.max() <= 0.51  # the rounding
+  assert difference.max() <= 0.51  # rounding
 
 
 def test_draws_span_their_ranges():
-  """A bright row and a bright column, each far from the border, tell the shift and the zoom."""
+  """Measures shift and zoom with a bright row and a bright column, far from the border."""
   key, n = jax.random.key(0), 300
   image = np.zeros((n, 41, 41, 1), np.uint8)
   image[:, 20] = 255

@@ -40,7 +40,7 @@ def test_flip_mirrors_about_half_of_the_images():
   is_same = (flipped == IMAGE).all((1, 2, 3))
   is_mirrored = (flipped == IMAGE[:, :, ::-1]).all((1, 2, 3))
   assert (is_same ^ is_mirrored).all()
-  assert 16 < is_mirrored.sum() < 48  # 1e-4 outside for a fair coin
+  assert 16 < is_mirrored.sum() < 48  # a fair coin fails with probability 1e-4
 
 
 def test_nothing_asked_for_is_normalisation_and_one_hot_labels():
@@ -74,7 +74,7 @@ def test_each_setting_changes_images_anew_with_each_key(setting):
 
 
 def test_order_is_the_authors(monkeypatch):
-  """Crop, flip, RandAugment, jitter, Mixup on uint8; then normalisation; erasing last of all."""
+  """Crop, flip, RandAugment, jitter and Mixup on uint8, then normalisation, then erasing."""
   order = []
 
   def record(module, name):
@@ -97,7 +97,7 @@ def test_order_is_the_authors(monkeypatch):
   }
   for name, module in functions.items():
     record(module, name)
-  jax.eval_shape(lambda *batch: FULL(KEY, *batch), IMAGE, LABEL)  # a new function is traced anew
+  jax.eval_shape(lambda *batch: FULL(KEY, *batch), IMAGE, LABEL)  # new function: retraced
   assert [name for name, _ in order] == list(functions)
   assert [dtype for _, dtype in order] == ["uint8"] * 6 + ["float32"]
 

@@ -12,7 +12,7 @@ KEY = jax.random.key(0)
 
 
 def photos(size):
-  """Eight square pieces of real photographs, uint8 [8, size, size, 3]."""
+  """Eight square crops of real photographs, uint8 [8, size, size, 3]."""
   pictures = load_sample_images().images
   places = [(40, 60), (120, 300), (200, 200), (250, 450)]
   return np.stack([p[y : y + size, x : x + size] for p in pictures for y, x in places])
@@ -35,7 +35,7 @@ def test_crop_moves_by_every_offset():
 @pytest.mark.parametrize("is_bicubic", [False, True])
 @pytest.mark.parametrize("size", [32, 96])
 def test_resized_crops_are_pillows(size, is_bicubic):
-  """At most one level off, where the exact sum lies at a half: bilinear ones often do."""
+  """Differs by at most one level where the exact sum is a half, which is common for bilinear."""
   image = photos(size)
   random = np.random.RandomState(1)
   for _ in range(4):
@@ -60,7 +60,7 @@ def test_a_whole_image_stays_as_it_is():
 
 
 def test_the_authors_scale_of_one_is_the_identity():
-  """Their CIFAR-10 script with --scale=1.0 and a ratio of 1 makes no random crop at all."""
+  """The authors' CIFAR-10 script with --scale=1.0 and a ratio of 1 does not crop."""
   image = photos(32)
   found = random_resized_crop(KEY, image, (1.0, 1.0), (1.0, 1.0), "bilinear")
   np.testing.assert_array_equal(found, image)
@@ -74,11 +74,11 @@ def test_interpolation_is_drawn_for_each_image():
   )
   is_bicubic = (either == bicubic).all((1, 2, 3))
   assert (is_bicubic ^ (either == bilinear).all((1, 2, 3))).all()
-  assert 150 < is_bicubic.sum() < 250  # 6e-7 outside for a fair coin
+  assert 150 < is_bicubic.sum() < 250  # a fair coin fails with probability 6e-7
 
 
 def test_an_unknown_interpolation_is_refused():
-  assert list(crop.INTERPOLATIONS) == list(preprocess.INTERPOLATIONS)  # on both sides the same
+  assert list(crop.INTERPOLATIONS) == list(preprocess.INTERPOLATIONS)  # same as on the host
   image = np.zeros((1, 8, 8, 3), np.uint8)
   with pytest.raises(ValueError, match=r"^interpolation is 'area'; allowed: random, bilinear, "):
     random_resized_crop(KEY, image, (0.5, 1.0), (1.0, 1.0), "area")

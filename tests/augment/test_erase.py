@@ -21,14 +21,14 @@ def test_a_rectangle_of_a_quarter_of_the_images_is_overwritten(mode):
   assert (is_erased == rows[:, :, None] & columns[:, None]).all()  # a rectangle
   assert max(rows.sum(1)) < 16
   assert max(columns.sum(1)) < 24
-  # 17.6 % of the pixels at 224 px; on this small map the rounding and the limits tell.
+  # 17.6 % of the pixels at 224 px; rounding and limits have an effect on this small image.
   assert 0.15 < is_erased[chosen].mean() < 0.19
   values = erased[is_erased]
   if mode == "constant":
     assert not values.any()
   else:
     assert stats.kstest(values.ravel()[:5000], "norm").pvalue > 1e-3
-    assert np.abs(np.corrcoef(values.T) - np.eye(3)).max() < 0.02  # each channel its own noise
+    assert np.abs(np.corrcoef(values.T) - np.eye(3)).max() < 0.02  # independent noise per channel
 
 
 def test_probability_of_one_and_none():

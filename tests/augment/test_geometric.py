@@ -15,7 +15,7 @@ apply = jax.jit(geometric.apply, static_argnums=(4, 5))
 
 
 def arguments(op):
-  """Over the whole range, its ends and a small step included; also points on the very border."""
+  """Covers the whole range, including its ends, a small step and points on the border."""
   limit = LIMITS.get(op, 0.3)
   random = np.random.RandomState(op).uniform(-limit, limit, 20)
   halves = (0.5, -0.5, 3, -7.5) if limit > 30 else ()
@@ -40,12 +40,12 @@ def pillows(images, op, argument_b, interpolation, fill):
 @pytest.mark.parametrize("interpolation", Interpolation, ids=lambda value: value.name)
 @pytest.mark.parametrize("op", GEOMETRIC, ids=lambda op: op.name)
 def test_pixels_are_pillows(photos, op, interpolation, channels):
-  """The border included: which points are outside is decided as exactly."""
+  """Includes the border: the test for points outside is equally exact."""
   argument_b = np.tile(arguments(op), len(photos))
   images = np.repeat(photos[..., :channels], len(argument_b) // len(photos), axis=0)
   settings = (images, op, argument_b, interpolation, FILL[:channels])
   difference = np.abs(ours(*settings).astype(int) - pillows(*settings))
-  if interpolation == Interpolation.NEAREST:  # may take the next pixel, if as near
+  if interpolation == Interpolation.NEAREST:  # may pick the other pixel in a tie
     assert (difference > 0).mean() <= 1e-6
   else:
     assert difference.max() <= 1
@@ -74,7 +74,7 @@ def test_each_image_has_its_own_op_argument_and_interpolation(photos):
 
 
 def test_any_affine_transform(photos):
-  """Scaled, turned and moved, from either origin."""
+  """Scaled, rotated and translated, about either origin."""
   linear = np.float32([[1.3, -0.4], [0.2, 0.6]])
   shift = np.float32([-5.3, 7.9])
   height, width = photos.shape[1:3]

@@ -13,7 +13,7 @@ ENHANCERS = (PIL.ImageEnhance.Brightness, PIL.ImageEnhance.Contrast, PIL.ImageEn
 
 
 def test_factors_and_orders_are_torchvisions(monkeypatch):
-  """With factors 0.5 or 1.5 alone, each image is one of 6 orders x 8 factors, by Pillow."""
+  """With only factors 0.5 and 1.5, each image matches one of Pillow's 6 orders x 8 factors."""
   piece = load_sample_images().images[0][100:124, 200:224]
   picture = PIL.Image.fromarray(piece)
   found = set()
@@ -38,7 +38,7 @@ def test_factors_and_orders_are_torchvisions(monkeypatch):
 
 
 def test_factors_span_their_range():
-  grey = jnp.full((500, 4, 4, 1), 100, jnp.uint8)  # of a flat grey image only brightness is seen
+  grey = jnp.full((500, 4, 4, 1), 100, jnp.uint8)  # only brightness changes a flat grey image
   levels = np.asarray(color_jitter(jax.random.key(1), grey, 0.2))
   assert (levels == levels[:, :1, :1]).all()
   assert levels.min() in (80, 81)

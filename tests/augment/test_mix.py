@@ -16,7 +16,7 @@ def test_smoothed_labels(classes, on, off):
   np.testing.assert_allclose(np.delete(target, 3), off, rtol=1e-5)
 
 
-# height, width, ratio, centre, rows and columns of the box, and the ratio after it.
+# height, width, ratio, centre, rows and columns of the box, and the resulting ratio.
 BOXES = [
   (224, 224, 0.3, (112, 112), (19, 205), (19, 205), 0.31050701530612246),
   (224, 224, 0.5, (10, 200), (0, 89), (121, 224), 0.8173030931122449),
@@ -51,7 +51,7 @@ def mixed(image, label, **settings):
 
 @pytest.mark.parametrize("alphas", [(0.5, 0.0), (0.0, 0.5), (0.5, 0.5)], ids=str)
 def test_images_and_targets_are_mixed_in_one_ratio(alphas):
-  """Images of one level each: their mean tells the ratio that the targets should have."""
+  """Constant images: their mean gives the expected ratio of the targets."""
   groups, size = 50, 4
   label = np.tile(np.int32([0, 1, 2, 3]), groups)
   image = np.broadcast_to(np.uint8([0, 40, 140, 240])[label][:, None, None, None], (200, 16, 12, 3))
@@ -59,12 +59,12 @@ def test_images_and_targets_are_mixed_in_one_ratio(alphas):
     image, label, mixup_alpha=alphas[0], cutmix_alpha=alphas[1], group_size=size
   )
   np.testing.assert_allclose(target.sum(1), 1, rtol=1e-6)
-  # The first of a group shows level 240 of its partner, the last of the group, to this share.
+  # The share of its partner (the last image, with level 240) in the first image of each group.
   partner_share = found[::size].astype(float).mean((1, 2, 3)) / 240
   own = target[::size]
   np.testing.assert_allclose((own[:, 3] - 0.01) / 0.9, partner_share, atol=0.003)
   np.testing.assert_allclose((own[:, 0] - 0.01) / 0.9, 1 - partner_share, atol=0.003)
-  # All of a group have the same ratio; the second's partner is the third.
+  # All images of a group have the same ratio; the second's partner is the third.
   np.testing.assert_allclose(target[1::size, 2], own[:, 3], rtol=1e-5)
   np.testing.assert_allclose(target[3::size, 0], own[:, 3], rtol=1e-5)
   levels = [len(np.unique(one)) for one in found[::size]]
@@ -76,7 +76,7 @@ def test_images_and_targets_are_mixed_in_one_ratio(alphas):
 
 
 def test_ratios_come_from_the_beta_distribution():
-  """Of Mixup, with each pair a group of its own: the darker image's target is the ratio."""
+  """Mixup with groups of one pair: the darker image's target is the ratio."""
   label = np.tile(np.int32([0, 1]), 2000)
   image = np.zeros((4000, 1, 1, 1), np.uint8)
   _, target = mixed(image, label, cutmix_alpha=0.0, group_size=2)

@@ -48,7 +48,7 @@ def test_every_level_is_pillows(photos, op, channels):
 
 
 def test_auto_contrast_between_any_two_levels():
-  """Every level between them, the whole numbers that Pillow's float64 falls short of too."""
+  """Covers every level in between, also where Pillow's float64 falls just short of an integer."""
   low, high = np.sort(np.random.RandomState(0).randint(0, 256, (2, 2000)), axis=0)
   levels = np.clip(np.arange(256)[None], low[:, None], high[:, None]).astype(np.uint8)
   images = levels.reshape(-1, 16, 16, 1)

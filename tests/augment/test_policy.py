@@ -11,7 +11,7 @@ from tests import pillow_augment
 
 
 def fields(policy):
-  """Without the ops and the rule of their arguments."""
+  """The policy without its ops and argument function."""
   values = dataclasses.asdict(policy)
   del values["ops"], values["argument"]
   return tuple(values.values())
@@ -50,11 +50,11 @@ def test_any_number_after_inc_means_increasing():
     ("rand-m9-x3", "section 'x3' is unknown; the sections of 'rand' are m, n, mstd, mmax, p, inc"),
     ("rand-m9-", "section '' is unknown"),
     ("rand-M9", "section 'M9' is unknown"),
-    ("rand-m9-w0", "section 'w0' weights are not supported"),
+    ("rand-m9-w0", "section 'w0' sets weights, which are not supported"),
     ("rand-m9.5", "m must be a whole number, got '9.5'"),
     ("rand-m", "m must be a whole number, got ''"),
     ("rand-n0", "n must be a whole number from 1, got '0'"),
-    ("rand-inc", r"inc must be a whole number \(any, 0 too, means yes\), got ''"),
+    ("rand-inc", r"inc must be a whole number \(any number, even 0, means yes\), got ''"),
     ("rand-p1.5", "p must be a number from 0 to 1, got '1.5'"),
     ("rand-mstdinf", "section 'mstdinf' is unknown"),
     ("rand-m9-m8", "m occurs twice"),
@@ -74,7 +74,7 @@ def arguments(policy, op, magnitude_n, sign_n, height, width):
 
 @pytest.mark.parametrize("text", ["rand-inc1", "rand"])
 def test_timm_arguments(text):
-  """At whole magnitudes, where the cut to whole arguments is nearest to go wrong, and between."""
+  """Covers whole magnitudes, where truncation of arguments is most fragile, and values between."""
   policy = parse(text)
   magnitude_n = np.float32([*range(11), *np.random.RandomState(0).uniform(0, 10, 200)])
   for sign in (-1, 1):

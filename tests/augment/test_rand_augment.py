@@ -36,13 +36,13 @@ def test_each_layer_is_pillows(photos, text, channels):
     expected = pillow_augment.replay(images, of_layer, one_layer, FILL[:channels])
     images = np.asarray(apply(images, of_layer))
     difference = np.abs(images.astype(int) - expected)
-    assert (difference > 1).mean() <= 1e-4  # nearest neighbours that are as near
+    assert (difference > 1).mean() <= 1e-4  # ties between nearest neighbours
     assert (difference > 0).mean() <= 1e-3
   np.testing.assert_array_equal(images, both)
 
 
 def test_draws_of_the_imagenet_recipe():
-  """Each at a chance of one in ten thousand to fail, were the key another one."""
+  """With another key, each check would fail with probability 1e-4."""
   policy = parse(TIMM)
   draws = lib.Draws(*(np.asarray(array) for array in lib.draw(KEY, 50_000, policy)))
   count = draws.op_bl.size
@@ -74,7 +74,7 @@ def test_draws_of_the_imagenet_recipe():
 
 
 def test_draws_are_independent():
-  """Of the other layer and of each other."""
+  """Independent of the other layer and of each other."""
   draws = lib.Draws(*(np.asarray(array) for array in lib.draw(KEY, 50_000, parse(TIMM))))
   low = draws.magnitude_bl < 9
   pairs = [(array[:, 0], array[:, 1]) for array in (*draws[:2], low, *draws[3:])]
@@ -133,7 +133,7 @@ def test_an_image_does_not_depend_on_the_others(photos):
 
 @pytest.mark.parametrize("text", [TIMM, TORCHVISION])
 def test_the_host_transform_changes_images_as_much(photos, text):
-  """Their random halves too, by the share of changed images and the mean change of levels."""
+  """Includes the random parts: compares the share of changed images and the mean change."""
   images, rng = batch_of(photos, 400), random.Random(0)
   device = np.asarray(lib.rand_augment(KEY, images, parse(text), (0, 0, 0)))
   host = []

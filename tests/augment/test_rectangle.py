@@ -9,7 +9,7 @@ KEY = jax.random.key(0)
 
 
 def by_the_rule(random, h, w, area, ratio, largest):
-  """timm's loop over ten tries, as one would write it for a single image."""
+  """timm's loop over ten tries, for a single image."""
   for _ in range(10):
     pixels = random.uniform(*area) * h * w
     quotient = np.exp(random.uniform(*np.log(ratio)))
@@ -47,7 +47,7 @@ def test_distribution_is_that_of_the_rule(h, w, area, ratio, largest):
 
 
 def test_sides_of_the_cifar_crop():
-  """Side 28 to 32 with probability 17, 23, 23, 24 and 12 % for an area of 3/4 to 1."""
+  """For areas of 3/4 to 1, sides 28 to 32 have probabilities 17, 23, 23, 24 and 12 %."""
   n = 20000
   _, _, height, width = rectangle.draw(
     KEY, (n, 32, 32), area=(0.75, 1.0), ratio=(1.0, 1.0), largest=(32, 32), fallback=(32, 32)

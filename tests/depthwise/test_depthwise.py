@@ -1,4 +1,4 @@
-"""Depthwise convolution: every backend and both layouts against a float64 NumPy reference."""
+"""Tests every implementation and layout against a float64 NumPy reference."""
 
 from functools import partial
 import os
@@ -22,8 +22,8 @@ needs_compiler = pytest.mark.skipif(
 IMPLEMENTATIONS = (None, "taps", "xla", pytest.param("native", marks=needs_compiler))
 # batch, height, width, channels, kernel rows, kernel columns
 SHAPES = [(2, 9, 7, 3, k, k) for k in range(1, 16)] + [
-  (1, 3, 2, 5, 7, 7),  # a map smaller than the kernel
-  (3, 8, 12, 1, 4, 3),  # one channel, an even and an odd side
+  (1, 3, 2, 5, 7, 7),  # a feature map smaller than the kernel
+  (3, 8, 12, 1, 4, 3),  # one channel, one even and one odd side
   (5, 4, 6, 7, 2, 5),
   (6, 40, 5, 2, 3, 3),
   (1, 1, 1, 4, 6, 1),
@@ -50,7 +50,7 @@ depthwise_conv_cbhw = partial(depthwise_conv, order="cbhw")
 
 
 def channel_major(x, kernel, **kw):
-  """The channel-major convolution of (b, h, w, c) maps."""
+  """The channel-major convolution, applied to (b, h, w, c) feature maps."""
   return depthwise_conv_cbhw(x.transpose(3, 0, 1, 2), kernel, **kw).transpose(1, 2, 3, 0)
 
 
@@ -63,7 +63,7 @@ def assert_close(got, want, tolerance):
 CONVS = {"bhwc": depthwise_conv, "cbhw": channel_major}
 
 
-# Both layouts share all but a transpose, so the channel-major one is spared the long list.
+# The layouts differ only in a transpose, so channel-major skips the long list of cases.
 @pytest.mark.parametrize(
   "layout, shape", [*(("bhwc", s) for s in SHAPES), *(("cbhw", s) for s in SHAPES[-6:])], ids=str
 )
@@ -90,7 +90,7 @@ def test_bfloat16_accumulates_in_float32(implementation, layout, kernel_dtype):
 
 
 def test_channel_blocks_join_seamlessly():
-  case = random_case((2, 64, 64, 300, 3, 3))  # 10 MB of padded maps: more than one block
+  case = random_case((2, 64, 64, 300, 3, 3))  # 10 MB of padded feature maps: more than one block
   got = value_and_grads(partial(depthwise_conv, implementation="taps"), *case)
   assert_close(got, reference(*case), 1e-5)
 
@@ -115,7 +115,7 @@ def test_shared_kernel_vmap_equals_loop():
   "implementation", [*IMPLEMENTATIONS, pytest.param("pallas", marks=pytest.mark.slow)]
 )
 def test_gradient_of_the_gradient(implementation, layout):
-  """Against forward mode over the reference: x, kernel and g each move."""
+  """Compares with forward mode over the reference; perturbs x, kernel and g."""
   case = random_case((2, 8, 9, 3, 4, 3))
   weights = random_case((2, 8, 9, 3, 4, 3), seed=1)[:2]
 
@@ -149,7 +149,7 @@ def test_a_batch_over_an_explicit_axis(conv, batch_axis, implementation):
   if batch_axis:
     want = [*(a.transpose(3, 0, 1, 2) for a in want[:2]), want[2]]
     x, g = (a.transpose(3, 0, 1, 2) for a in (x, g))
-  # The second axis is one that nothing lies along: what is summed over it would be doubled.
+  # Nothing is sharded along the second axis: a sum over it would double the result.
   mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
   data, copy = (jax.NamedSharding(mesh, spec) for spec in (P(*[None] * batch_axis, "data"), P()))
   call = jax.jit(partial(value_and_grads, partial(conv, implementation=implementation)))

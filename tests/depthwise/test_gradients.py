@@ -1,4 +1,4 @@
-"""Functions with a gradient of their own: what forward mode and `shard_map` make of them."""
+"""Custom gradients under forward mode and `shard_map`."""
 
 import jax
 from jax.sharding import PartitionSpec as P
@@ -12,7 +12,7 @@ def _product(x, y, factor):
   return x * y * factor
 
 
-# Three times the gradient, so that it is seen whether the rule is used.
+# Three times the true gradient, to detect whether the rule is used.
 product = own_gradient(
   _product,
   lambda x, y, factor: (_product(x, y, factor), (x, y)),

@@ -1,6 +1,6 @@
-"""The C++ depthwise convolution: its calls, their export, and the model around it.
+"""The C++ depthwise convolution: its FFI calls, their export, and models that use it.
 
-Its numbers are tested with those of the other implementations in `test_depthwise.py`.
+`test_depthwise.py` tests its results, together with the other implementations.
 """
 
 from functools import partial
@@ -39,7 +39,7 @@ def no_compiler(monkeypatch):
 
 
 def test_a_missing_compiler_is_named_with_the_alternative(no_compiler):
-  with pytest.raises(UserError, match=r"'no-such-compiler' cannot be run.*take .taps"):
+  with pytest.raises(UserError, match=r"'no-such-compiler' cannot be run.*use .taps"):
     native.register()
 
 
@@ -55,14 +55,14 @@ def test_none_is_native_where_there_is_a_compiler(caplog):
     assert is_native(lambda x, kernel: depthwise_conv(x, kernel), x, kernel)
     assert is_native(lambda x, kernel: depthwise_conv(2 * x, kernel), x, kernel)
   (message,) = [m for m in caplog.messages if "depthwise" in m]
-  assert message == "depthwise convolution on CPU by native: C++, compiled on this machine"
+  assert message == "depthwise convolution on CPU: native (C++, compiled on this machine)"
 
 
 def test_none_is_taps_where_there_is_no_compiler(no_compiler, caplog):
   case = random_case((2, 5, 6, 3, 3, 3))
   assert not is_native(lambda x, kernel: depthwise_conv(x, kernel), *case[:2])
   (message,) = [m for m in caplog.messages if "depthwise" in m]
-  assert "on CPU by taps, which is slower than native: the C++ compiler 'no-such-com" in message
+  assert "on CPU: taps, which is slower than native: the C++ compiler 'no-such-com" in message
   got = jax.jit(partial(value_and_grads, depthwise_conv))(*case)
   assert_close(got, reference(*case), 1e-5)
 
@@ -126,7 +126,7 @@ def test_model_for_another_platform_is_refused(configs):
 
 
 def setting(configs, depthwise, platform):
-  """A config, and what `make_model` looks at in a mesh of such devices."""
+  """A config, and a stand-in for a mesh with what `make_model` reads from it."""
   cfg = config.read(configs / "cifar10_256_8.py")
   cfg.model.depthwise = depthwise
   return cfg, SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]), size=1)

@@ -1,4 +1,4 @@
-"""The Pallas kernels, interpreted on CPU and lowered for a GPU that need not be there."""
+"""The Pallas kernels, interpreted on CPU and lowered for GPU without one."""
 
 import functools
 import logging
@@ -23,14 +23,14 @@ SHAPES = [
   ((3, 14, 8, 33), (5, 5)),  # one channel more than a block
   ((1, 33, 17, 2), (9, 9)),  # one row and one column more than a tile
   ((1, 10, 9, 5), (8, 3)),
-  ((2, 8, 10, 2), (15, 15)),  # a kernel larger than the map
+  ((2, 8, 10, 2), (15, 15)),  # a kernel larger than the feature map
 ]
 
 H200 = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
 
 
 def lower_for_gpu(jitted, mesh, *args):
-  """StableHLO with the kernels as custom calls; no GPU is needed."""
+  """StableHLO with the kernels as custom calls; needs no GPU."""
   with warnings.catch_warnings(), jax.sharding.use_abstract_mesh(mesh):
     warnings.filterwarnings("ignore", "The Pallas Triton backend", DeprecationWarning)
     return jitted.trace(*args).lower(lowering_platforms=("cuda",)).as_text()
@@ -41,7 +41,7 @@ def random(shape, dtype, seed):
 
 
 def assert_close(actual, desired, tolerance=TOLERANCE):
-  """Relative to the norm, as a whole."""
+  """Compares relative to the norm of the whole array."""
   error = np.linalg.norm(np.asarray(actual, np.float64) - desired) / np.linalg.norm(desired)
   assert error <= tolerance, error
 

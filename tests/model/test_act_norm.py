@@ -12,7 +12,7 @@ EPSILON = 1e-5
 
 
 def plain(x, activation, scale, bias, pre_bias, axis):
-  """Two-pass statistics, left to autodiff."""
+  """Two-pass statistics, differentiated by autodiff."""
   axes = [a for a in range(x.ndim) if a != axis % x.ndim]
   function = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -64,7 +64,7 @@ def test_value_and_gradients(axis, activation):
 @pytest.mark.parametrize("groups", [None, Groups(0, 2)])
 def test_derivatives_left_to_jax_are_the_own_gradient_and_forward_mode(groups, activation):
   x, scale, bias, pre_bias = case(-1)
-  x = x.at[0, 0].set(-jnp.broadcast_to(pre_bias, (7, 3)))  # ReLU's kink, where its slope is 0
+  x = x.at[0, 0].set(-jnp.broadcast_to(pre_bias, (7, 3)))  # ReLU's kink, where the slope is 0
   arguments = x, scale, bias, pre_bias
 
   def norm(own_gradient, x, scale, bias, pre_bias):
@@ -93,7 +93,7 @@ def test_derivatives_left_to_jax_are_the_own_gradient_and_forward_mode(groups, a
 
 @pytest.mark.parametrize(("shift", "tolerance"), [(0, 1e-6), (10, 1e-4), (-3, 1e-5)])
 def test_one_pass_variance_is_accurate(shift, tolerance):
-  """E[a*a] - E[a]^2 loses mean^2 / variance: a hundredfold where the mean is ten deviations."""
+  """E[a*a] - E[a]^2 loses a factor of mean^2 / variance: 100 if the mean is ten deviations."""
   rng = np.random.default_rng(0)
   x = jnp.asarray(rng.standard_normal((16384, 2)) + shift, jnp.float32)
   one, zero = jnp.ones(2), jnp.zeros(2)
@@ -155,7 +155,7 @@ def test_groups_are_as_if_each_were_alone(axis):
 
 def test_sharded_statistics_span_the_global_batch():
   x, scale, bias, _ = case(-1)
-  x = jnp.concatenate([x, 2 * x, x + 1, -x])  # 24 maps over 8 devices, unlike each other
+  x = jnp.concatenate([x, 2 * x, x + 1, -x])  # 24 different feature maps over 8 devices
   sharded = jax.device_put(x, sharding.batch_sharding(sharding.make_mesh()))
   call = jax.jit(lambda x: act_norm(x, "gelu", scale, bias, channel_axis=-1))
   for got, want in zip(call(sharded), call(x), strict=True):

@@ -67,11 +67,11 @@ def test_training_logits_statistics_and_gradients_are_pytorchs(name, depthwise):
 
   gradient, (logits, updated) = jax.grad(loss_fn, has_aux=True)(golden["before"]["params"])
   np.testing.assert_allclose(logits, golden["train_logits"], rtol=1e-5, atol=1e-5)
-  assert_trees_close(updated, golden["after"], 1e-6)  # the unbiased variance among them
+  assert_trees_close(updated, golden["after"], 1e-6)  # includes the unbiased variance
   assert_trees_close({"params": gradient}, golden["gradient"], 2e-5)
 
 
-# dim, depth, kernel, patch, classes and trainable parameters, as instantiated in PyTorch and timm.
+# dim, depth, kernel, patch, classes and trainable parameters, counted in PyTorch and timm.
 COUNTS = [
   (1536, 20, 9, 7, 1000, 51_625_960),
   (768, 32, 7, 7, 1000, 21_110_248),
@@ -148,7 +148,7 @@ def test_the_fused_path_gives_the_plain_modules_numbers(sizes, depthwise):
 
     return jax.jit(jax.grad(loss_fn, has_aux=True))(variables["params"])
 
-  with jax.numpy_rank_promotion("allow"):  # Flax's Dense adds its bias so
+  with jax.numpy_rank_promotion("allow"):  # Flax's Dense adds its bias this way
     gradient, (logits, updated) = value_and_gradient(plain)
   our_gradient, (our_logits, our_updated) = value_and_gradient(ours)
   np.testing.assert_allclose(our_logits, logits, rtol=1e-5, atol=1e-5)
@@ -165,7 +165,7 @@ def test_the_fused_path_gives_the_plain_modules_numbers(sizes, depthwise):
 
 @pytest.mark.parametrize("depthwise", [None, "pallas"])
 def test_groups_are_normalised_each_by_itself(depthwise):
-  """Two groups of 4 images give what two batches of 4 give, and the average of their statistics."""
+  """Two groups of 4 images equal two batches of 4; running statistics are averaged."""
   image = jax.random.normal(jax.random.key(1), (8, 8, 6, 3))
   whole = ConvMixer(8, 1, 3, 2, 5, depthwise=depthwise)
   variables = whole.init(jax.random.key(0), image)
@@ -180,7 +180,7 @@ def test_groups_are_normalised_each_by_itself(depthwise):
   assert_trees_close(updated, averaged, 1e-6)
   of_all, _ = logits_and_statistics(whole, image)
   assert np.abs(of_all - logits).max() > 1e-2
-  with pytest.raises(ValueError, match="8 images cannot be cut into groups of group_size=3"):
+  with pytest.raises(ValueError, match="8 images cannot be split into groups of group_size=3"):
     logits_and_statistics(whole.clone(group_size=3), image)
 
 
@@ -305,7 +305,7 @@ def test_a_program_with_scan_does_not_grow_with_the_depth():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_remat_keeps_the_inputs_of_the_blocks_alone(dtype):
-  """What is kept between the passes, in maps of the size of a block's input."""
+  """The memory kept between the passes, in multiples of a block's input."""
 
   def kept(remat):
     model = ConvMixer(8, 4, 3, 2, 5, dtype=dtype, remat=remat)
@@ -343,7 +343,7 @@ def test_remat_in_bfloat16_has_the_gradients_of_the_plain_model():
 
 @pytest.mark.parametrize("depthwise", [None, "pallas"])
 def test_gradients_of_products_in_bfloat16_are_not_rounded_to_it(depthwise):
-  """So devices that add up theirs do not add up eight bits of each."""
+  """Devices must not sum kernel gradients in bfloat16, with its eight bits."""
   golden = load("gelu_odd")
   model = MODELS["gelu_odd"].clone(dtype="bfloat16", depthwise=depthwise)
 
@@ -360,7 +360,7 @@ def test_gradients_of_products_in_bfloat16_are_not_rounded_to_it(depthwise):
 
 
 def small_case():
-  """A model, its variables with statistics unlike the first ones, and 16 images."""
+  """A model, its variables with non-initial running statistics, and 16 images."""
   model = ConvMixer(8, 1, 3, 2, 5)
   image = jax.random.normal(jax.random.key(1), (16, 8, 6, 3))
   variables = model.init(jax.random.key(0), image)
@@ -369,7 +369,7 @@ def small_case():
 
 
 def evaluate_and_train(model, variables, params, image):
-  """A number of both modes, and the updated statistics."""
+  """A scalar computed in both modes, and the updated statistics."""
   variables = {**variables, "params": params}
   logits, updated = model.apply(variables, image, train=True, mutable=["batch_stats"])
   return (logits**2).sum() + (model.apply(variables, image) ** 2).sum(), updated
@@ -409,7 +409,7 @@ def test_gradients_of_gradients(implementation):
   model, variables, image = small_case()
 
   def penalty(implementation, image):
-    """The squared gradient, as a gradient penalty has it."""
+    """The squared gradient norm, as in a gradient penalty."""
     loss = partial(loss_of, model.clone(depthwise=implementation), variables, image)
     return sum((g**2).sum() for g in jax.tree.leaves(jax.grad(loss)(variables["params"])))
 
@@ -422,7 +422,7 @@ def test_forward_mode_without_xla_says_what_to_do():
   loss = partial(loss_of, model, variables, image)
   with pytest.raises(TypeError, match=r'forward-mode .* build the model with depthwise="xla"'):
     jax.jvp(loss, (variables["params"],), (variables["params"],))
-  probe = partial(loss_of, model.clone(depth=0), variables, image)  # no convolution in the way
+  probe = partial(loss_of, model.clone(depth=0), variables, image)  # without depthwise convolutions
   with pytest.raises(TypeError, match=r'forward-mode .* build the model with depthwise="xla"'):
     jax.linearize(probe, variables["params"])[1](variables["params"])
 
@@ -445,7 +445,7 @@ def test_gradient_under_shard_map_with_replicated_parameters(implementation, axi
   data, copy = (jax.NamedSharding(mesh, spec) for spec in (P("data"), P()))
   sharded = jax.shard_map(gradient, mesh=mesh, in_specs=(P(), P("data")), out_specs=P())
   got = jax.jit(sharded)(jax.device_put(params, copy), jax.device_put(image, data))
-  # The statistics are those of a shard.
+  # Statistics are per shard.
   shards = image.reshape(4, 4, *image.shape[1:])
   parts = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(params, shards)
   want = jax.tree.map(lambda x: x.sum(0), parts)
@@ -458,7 +458,7 @@ def test_gradient_under_shard_map_with_replicated_parameters(implementation, axi
     {},
     {"depthwise": "xla"},
     {"depthwise": "pallas", "group_size": 2, "scan": True},
-    {"group_size": 8, "remat": True},  # a group lies on several devices
+    {"group_size": 8, "remat": True},  # a group spans several devices
   ],
   ids=str,
 )

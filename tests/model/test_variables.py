@@ -27,7 +27,7 @@ def test_shapes_are_those_of_fresh_variables():
 
 
 def test_shapes_ask_for_no_device():
-  """A sweep must not take the accelerator from its runs."""
+  """A sweep must leave the accelerator to its runs."""
   code = (
     "from convmixer_jax.model.variables import *;print(len(shapes(ConvMixer(8, 2, 3, 2, 5), 3)))"
   )

@@ -55,7 +55,7 @@ def test_two_processes_at_once_leave_one_whole_library(tmp_path):
 def test_errors_say_what_was_tried(tmp_path, monkeypatch):
   source = tmp_path / "wrong.cc"
   source.write_text("int f() { return nothing; }")
-  with pytest.raises(CompilerError, match=r"(?s)ended with status 1.*wrong.cc.*'?nothing'?"):
+  with pytest.raises(CompilerError, match=r"(?s)failed with status 1.*wrong.cc.*'?nothing'?"):
     library(source)
   assert not list((tmp_path / "cache" / "convmixer_jax").iterdir())
   monkeypatch.setenv("CXX", "no-such-compiler --fast")
@@ -66,7 +66,7 @@ def test_errors_say_what_was_tried(tmp_path, monkeypatch):
 
 @pytest.fixture
 def no_cache(monkeypatch, tmp_path):
-  """A cache directory that not even root can make: below a file."""
+  """A cache directory below a file, which not even root can create."""
   (tmp_path / "file").touch()
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
   compiler._is_writable.cache_clear()
@@ -81,7 +81,7 @@ def test_without_a_cache_a_library_is_made_for_this_process(tmp_path, no_cache, 
   assert [ctypes.CDLL(str(path)).answer() for path in paths] == [42, 43]
   (warning,) = caplog.messages
   assert str(no_cache) in warning
-  assert "Set XDG_CACHE_HOME to a directory that can be written to" in warning
+  assert "Set XDG_CACHE_HOME to a writable directory" in warning
 
 
 def test_what_was_made_for_a_process_goes_with_it(tmp_path, no_cache):
@@ -110,7 +110,7 @@ def test_a_cache_that_is_read_only_still_serves(tmp_path, monkeypatch):
   monkeypatch.setattr(compiler.tempfile, "TemporaryFile", refuse)
   monkeypatch.setattr(compiler.tempfile, "TemporaryDirectory", refuse)
   assert library(source) == made
-  with pytest.raises(CompilerError, match=r"no room for answer-.*Read-only"):
+  with pytest.raises(CompilerError, match=r"answer-.* cannot be stored: .*Read-only"):
     library(source, "-O1")
 
 

@@ -9,7 +9,7 @@ from convmixer_jax.native import compiler, xla_cache
 
 @pytest.fixture
 def no_choice(tmp_path, monkeypatch):
-  """A user who has said nothing about JAX's cache."""
+  """A user who has not configured JAX's cache."""
   before = jax.config.jax_compilation_cache_dir
   least = jax.config.jax_persistent_cache_min_compile_time_secs
   jax.config.update("jax_compilation_cache_dir", None)

@@ -38,7 +38,7 @@ def test_adamw_is_pytorchs(eps, weight_decay, expected):
 
 
 def keras_errors(run: str, **settings) -> np.ndarray:
-  """Greatest distance of our parameters from Keras's after each golden step, over the peak rate."""
+  """Maximum distance from Keras's parameters after each golden step, over the peak rate."""
   peak = 0.01 if run == "study" else 1e-3
   schedule = optax.constant_schedule(peak)
   if run == "study":
@@ -56,7 +56,7 @@ def keras_errors(run: str, **settings) -> np.ndarray:
 
 @pytest.mark.parametrize("run", KERAS_SETTINGS)
 def test_keras_adds_epsilon_before_the_bias_correction(run):
-  """After 1, 2, 3 and 10 steps; with the usual epsilon the first one is half a step off already."""
+  """After 1, 2, 3 and 10 steps; with the usual epsilon, even the first is off by half a step."""
   assert keras_errors(run, eps_hat=True).max() < 1e-4
   assert keras_errors(run, eps_hat=False).min() > 0.5
 
@@ -98,25 +98,25 @@ def one_update(optimizer, params, gradient):
 
 
 def test_decay_of_tensorflow_addons_is_not_scaled():
-  """The weight loses 1e-4 of itself in each step, whatever the learning rate."""
+  """The weight shrinks by a factor of 1 - 1e-4 per step, for any learning rate."""
   settings = {"weight_decay": 1e-4, "decay": "all", "decay_kind": "unscaled"}
   params, gradient = {"w": jnp.full(2, 3.0)}, {"w": jnp.zeros(2)}
   for rate in (0.0, 1e-3):
     optimizer = make_optimizer(optax.constant_schedule(rate), **settings)
     np.testing.assert_allclose(one_update(optimizer, params, gradient)["w"], 3 - 3e-4, rtol=1e-6)
-  # Adam's first step is the learning rate.
+  # Adam's first step has the size of the learning rate.
   moved = one_update(optimizer, params, {"w": jnp.full(2, 0.5)})
   np.testing.assert_allclose(moved["w"], 3 - 3e-4 - 1e-3, rtol=1e-6)
 
 
 def test_l2_decay_is_part_of_the_gradient_that_is_clipped():
-  """Flux's chain: decay, then clipping of each array, then Adam; so Adam sees no sizes above 1."""
+  """Flux's chain: decay, clip each array, then Adam; so Adam sees no norms above 1."""
   settings = {"weight_decay": 0.5, "decay": "all", "decay_kind": "l2", "clip_norm": 1.0}
   params = {"a": jnp.array([6.0, 8.0]), "b": jnp.array([0.2])}
   gradient = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([0.1])}
   optimizer = make_optimizer(optax.constant_schedule(0.1), **settings, clip_each=True, eps=1.0)
   after = one_update(optimizer, params, gradient)
-  # a: [3, 4] + 0.5 * [6, 8] = [6, 8], clipped to [0.6, 0.8]; b: 0.1 + 0.1, left alone.
+  # a: [3, 4] + 0.5 * [6, 8] = [6, 8], clipped to [0.6, 0.8]; b: 0.1 + 0.1, not clipped.
   clipped = {"a": np.array([0.6, 0.8]), "b": np.array([0.2])}
   for name, g in clipped.items():
     np.testing.assert_allclose(after[name], params[name] - 0.1 * g / (g + 1.0), rtol=1e-6)

@@ -46,7 +46,7 @@ def test_other_schedules():
 
 
 def test_an_epoch_ahead_the_last_epoch_has_no_learning_rate():
-  """The Cooper Union study counts epochs from 1: 1/80 of the peak at the start for 200 epochs."""
+  """The Cooper Union study counts epochs from 1, so 200 epochs start at 1/80 of the peak."""
   schedule = onecycle(0.01, epochs=200, steps_per_epoch=10, first_epoch=1)
   np.testing.assert_allclose(schedule(-1), 0.01 / 80, rtol=1e-5)
   np.testing.assert_allclose(schedule(79 * 10 - 1), 0.01, rtol=1e-5)
@@ -56,7 +56,7 @@ def test_an_epoch_ahead_the_last_epoch_has_no_learning_rate():
 
 
 def test_slanted_triangle():
-  """A tenth of the steps up from peak/32, and down to it again."""
+  """Rises from peak/32 in a tenth of the steps, then falls back."""
   schedule = make_schedule("slanted_triangle", peak=0.32, epochs=10, steps_per_epoch=10)
   found = [schedule(step) for step in (0, 5, 10, 55, 100)]
   np.testing.assert_allclose(found, [0.01, 0.165, 0.32, 0.165, 0.01], rtol=1e-5)
@@ -67,7 +67,7 @@ def test_constant():
   assert schedule(0) == schedule(99) == 0.25
 
 
-# Numbers of updates, from 1, and the authors' learning rates over the peak, for five of their runs.
+# Update numbers, from 1, and learning rates over the peak, for five of the authors' runs.
 SAMPLES = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "onecycle.json").read_text())
 
 

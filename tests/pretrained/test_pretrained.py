@@ -517,7 +517,7 @@ def test_another_head_is_fresh_and_all_else_is_kept(caplog):
   model, variables = load_golden()
   with caplog.at_level(logging.INFO):
     changed, found = replace_head(model, variables, 5)
-  assert "head for 7 classes was left out, that for 5 is fresh" in caplog.text
+  assert "dropped the head for 7 classes; the new one, for 5, is random" in caplog.text
   assert changed == model.clone(num_classes=5)
   head = found["params"].pop("head")
   assert head["kernel"].shape == (12, 5) and 0 < np.abs(head["kernel"]).max() <= 12**-0.5
@@ -566,11 +566,11 @@ def test_create_model_loads_released_weights(hub, caplog):
   with caplog.at_level(logging.INFO):
     model, variables = create_model("convmixer_768_32", pretrained=True, num_classes=3, dropout=0.1)
   assert model == MODELS["relu_odd"].clone(num_classes=3, dropout=0.1)
-  assert variables["params"]["head"]["bias"].shape == (3,) and "is fresh" in caplog.text
+  assert variables["params"]["head"]["bias"].shape == (3,) and "is random" in caplog.text
   oracle = load_golden("relu_odd")[1]
   assert_same_bits(variables["batch_stats"], oracle["batch_stats"])
   for wrong in ({"kernel_size": 5}, {"activation": "gelu"}, {"in_chans": 1}):
-    with pytest.raises(UserError, match=f"{next(iter(wrong))}=.* does not fit the released"):
+    with pytest.raises(UserError, match=f"{next(iter(wrong))}=.* does not match the released"):
       create_model("convmixer_768_32", pretrained=True, **wrong)
 
 

@@ -160,7 +160,7 @@ def _how_to_train_longer(
   if run.max_steps is not None and run.max_steps < 2 * done:
     settings.append(f"--config.run.max_steps={2 * done}")
   return (
-    f"{workdir} is finished: all {done} steps are done. To train longer, repeat the command with "
+    f"{workdir} is finished: {done} steps are done. To train longer, repeat the command with "
     f"{' '.join(settings)}"
   )
 

@@ -73,7 +73,7 @@ class Interrupt:
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
       signums.append(signal.SIGHUP)
     self._before = {signum: signal.signal(signum, self._note) for signum in signums}
-    self._wakeup = signal.set_wakeup_fd(-1)  # from it, `cli.run` ends the process at a signal
+    self._wakeup = signal.set_wakeup_fd(-1)  # or else `cli.run` would end the process
 
   def _note(self, signum: int, frame: types.FrameType | None) -> None:
     if self._noted:  # SIGHUP

@@ -102,7 +102,7 @@ def _check_classes(config: config_dict.ConfigDict, told: Preprocessing) -> None:
   for label, (theirs, ours) in enumerate(zip(told.class_names, names, strict=True)):
     if theirs != ours:
       raise UserError(
-        f"label {label} is {theirs!r} to config.init_from={config.init_from}, but {ours!r} in "
+        f"label {label} is {theirs!r} in config.init_from={config.init_from}, but {ours!r} in "
         f"config.data.dataset={c.dataset}: evaluate on data with the same class names in the same "
         "order as the weights"
       )

@@ -67,7 +67,7 @@ def _one_writer(workdir: pathlib.Path) -> Iterator[Callable[[], None]]:
 
 
 def _check_is_one_run(config: config_dict.ConfigDict) -> None:
-  """Checks that all processes have the same config; otherwise they would wait for each other."""
+  """Checks that all processes have the same config. If not, they would wait forever."""
   digest = zlib.crc32(config_lib.to_json(config).encode()) >> 1  # 31 bits
   if not processes.all_agree([digest] == processes.broadcast([digest])):
     raise UserError("the settings of the run's processes differ: start all with the same ones")

@@ -239,8 +239,8 @@ def test_labels_that_mean_something_else_are_not_evaluated(config, tmp_path):
   config.init_from, variables = weights_file(tmp_path / "weights", 10)
   weights = pretrained.read(config.init_from)
   for number, (names, message) in enumerate((
-    ("0123456798", "label 8 is '9' to .*, but '8' in config.data.dataset=digits"),
-    ("abcdefghij", "label 0 is 'a' to .*, but '0' in"),
+    ("0123456798", "label 8 is '9' in .*, but '8' in config.data.dataset=digits"),
+    ("abcdefghij", "label 0 is 'a' in .*, but '0' in"),
   )):  # fmt: skip
     path = tmp_path / f"other{number}"
     other = TrainedModel(weights.model, variables, "gelu", of_digits(tuple(names)))

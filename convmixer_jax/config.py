@@ -228,7 +228,7 @@ def validate(config: config_dict.ConfigDict) -> None:
   if len(config.augment.mean) != len(config.augment.std):
     raise UserError(
       f"config.augment.mean={config.augment.mean} and config.augment.std={config.augment.std} "
-      "need the same number of values, one per channel"
+      "need the same number of values, one for each channel"
     )
   warmup, epochs = config.schedule.warmup_epochs, config.run.epochs
   if config.schedule.name == "cosine" and warmup >= epochs:

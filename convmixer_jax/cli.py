@@ -1,4 +1,4 @@
-"""What the commands have in common: their start, their way out, and a flag."""
+"""What the commands share: start-up, exit, and the flag --activation."""
 
 from collections.abc import Callable, Sequence
 import contextlib
@@ -20,33 +20,33 @@ import tqdm
 
 from convmixer_jax.errors import Stopped, UserError
 
-_GRACE_SECONDS = 2.0  # for Python's way out, after a signal that ends the process
+_GRACE_SECONDS = 2.0  # for Python's own exit after a signal
 
 _leaving = threading.Lock()
 
 
 def define_activation() -> None:
-  """The flag --activation, for commands that read weights."""
-  from convmixer_jax.model.act_norm import ACTIVATIONS  # only now: JAX is not for data workers
+  """Defines the flag --activation, for commands that read weights."""
+  from convmixer_jax.model.act_norm import ACTIVATIONS  # late: data workers must not import JAX
 
-  flags.disclaim_key_flags()  # it is of the command that calls, whose --help then shows it
+  flags.disclaim_key_flags()  # the flag belongs to the calling command, whose --help shows it
   flags.DEFINE_enum(
     "activation",
     None,
     list(ACTIVATIONS),
-    "The model's, for weights that do not tell it; otherwise instead of what they tell.",
+    "Activation of the model, if the weights state none; otherwise it overrides theirs.",
   )
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-  """Parses the flags and calls `main`; a mistake of the user's ends in one line and exit code 1.
+  """Parses the flags and calls `main`. A `UserError` becomes one line on stderr and exit code 1.
 
-  A signal (Ctrl-C, SIGTERM, SIGHUP) ends the command in one line too, with exit code 128 + the
-  signal's number, even while XLA compiles; `signals.Interrupt` makes an exception. If nobody
-  reads stdout any more, the command ends without a word where it would print.
+  A signal (Ctrl-C, SIGTERM, SIGHUP) also ends the command with one line, and with exit code
+  128 + the signal's number, even while XLA compiles. `signals.Interrupt` handles signals
+  differently. If nobody reads stdout any more, the command exits silently at its next output.
 
   Args:
-    main: takes the arguments that are no flags, the command's name first.
+    main: takes the arguments that are not flags, with the command's name first.
   """
   _help_shows(main.__module__)
   repair()
@@ -55,7 +55,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
   def quietly(argv: Sequence[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
-      # Orbax tells a dozen lines for each save, and warns of each without an accuracy.
+      # Orbax logs a dozen lines for each save, and a warning for each one without an accuracy.
       absl_logging.set_verbosity(absl_logging.ERROR)
     main(argv)
 
@@ -73,29 +73,29 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
   finally:
     settle()
   if message:
-    gc.collect()  # Orbax's failed tasks complain when they are freed: not after the message
+    gc.collect()  # failed tasks of Orbax print when they are freed: do that before the message
     print_error(message)
     sys.exit(1)
 
 
 def _help_shows(module: str) -> None:
-  """Lets --help tell of the command's module also where a script of another name has started it."""
-  if module != "__main__":  # which is where absl looks
+  """Makes --help describe the command's module even if an entry-point script started it."""
+  if module != "__main__":  # where absl looks
     sys.modules["__main__"].__doc__ = sys.modules[module].__doc__
     for flag in flags.FLAGS.get_flags_for_module(module):
       flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
 
 def _stop_at_signals() -> None:
-  """Those that are not ignored end the process, at once or when the grace is over."""
+  """Lets signals that are not ignored end the process, at the latest after the grace period."""
   signums = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
   signums = [signum for signum in signums if signal.getsignal(signum) is not signal.SIG_IGN]
 
   def stop(signum: int, frame: types.FrameType | None) -> None:
     raise Stopped(signum)
 
-  # Python calls handlers in the main thread alone, which may be inside XLA for minutes. The number
-  # of the signal is written to this pipe at once.
+  # Python runs handlers only in the main thread, which may be inside XLA for minutes. The signal's
+  # number is written to this pipe immediately.
   read_end, write_end = os.pipe()
   os.set_blocking(write_end, False)
 
@@ -112,8 +112,8 @@ def _stop_at_signals() -> None:
 
 
 def _leave(signum: int) -> NoReturn:
-  """Ends the process as it stands: XLA's threads cannot be stopped, and would crash on the way."""
-  with _leaving:  # whoever comes first
+  """Ends the process without cleanup: XLA's threads cannot be stopped and would crash during it."""
+  with _leaving:  # the first thread that gets here
     for child in multiprocessing.active_children():
       child.kill()
     print_error(f"stopped by {signal.Signals(signum).name}")
@@ -122,7 +122,7 @@ def _leave(signum: int) -> NoReturn:
 
 
 def print_line(text: str) -> None:
-  """Prints a line at once, above progress bars, unless nobody can read it."""
+  """Prints a line and flushes it, above progress bars; does nothing if stdout is closed."""
   try:
     with tqdm.tqdm.external_write_mode():
       print(text, flush=True)
@@ -131,7 +131,7 @@ def print_line(text: str) -> None:
 
 
 def print_error(text: str) -> None:
-  """The same on stderr, below progress bars."""
+  """Same on stderr, below progress bars."""
   try:
     print(text, file=sys.stderr, flush=True)
   except (OSError, ValueError):
@@ -139,13 +139,13 @@ def print_error(text: str) -> None:
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-  """Whether somebody looks at it; None and a closed one are nobody's."""
+  """Whether the stream is an open terminal."""
   return stream is not None and not stream.closed and stream.isatty()
 
 
 def repair() -> None:
-  """Where the process was started with stdout or stderr closed, gives it one that leads nowhere."""
-  # What is opened next would else be number 1 or 2, where C++ prints.
+  """Opens /dev/null as stdout or stderr if the process was started with that stream closed."""
+  # Otherwise the next file to be opened would get descriptor 1 or 2, to which C++ prints.
   if sys.stdout is None:
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
   if sys.stderr is None:
@@ -153,7 +153,7 @@ def repair() -> None:
 
 
 def settle() -> None:
-  """Flushes both streams, so that Python has nothing left to complain of at its end."""
+  """Flushes both streams, since a flush that fails at Python's exit would print an error."""
   for stream in (sys.stdout, sys.stderr):
     try:
       stream.flush()
@@ -165,15 +165,15 @@ def is_gone() -> bool:
   """Whether nobody reads stdout any more."""
   try:
     poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)  # errors are told in any case
+    poll.register(sys.stdout.fileno(), 0)  # errors are always reported
     return bool(poll.poll(0))
   except (OSError, ValueError):
     return False
 
 
 def _drop(stream: TextIO) -> None:
-  """From here on, what goes to the stream goes nowhere: what it still holds, C++'s lines too."""
-  with contextlib.suppress(OSError, ValueError):  # it has no descriptor
+  """Redirects the stream to /dev/null, including its buffer and the output of C++ code."""
+  with contextlib.suppress(OSError, ValueError):  # the stream has no descriptor
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)

@@ -1,7 +1,7 @@
-"""Every setting of a run: its type, what it means and what is allowed.
+"""Every setting of a run: its type, default, meaning and allowed values.
 
-A file in `configs/` starts from `base()` and fills in its recipe. Keys without
-a value here are the recipe's to set. Nothing else declares a key.
+A file in `configs/` starts from `base()` and sets the keys of its recipe. Keys
+that have only a type here must be set by the recipe. No other module declares keys.
 """
 
 import ast
@@ -32,20 +32,20 @@ from convmixer_jax.optim.loss import LOSSES
 from convmixer_jax.optim.optimizer import DECAY_KINDS, DECAYS
 from convmixer_jax.optim.schedules import SCHEDULES
 
-# What a run may change when it is resumed: how long it is, how it is watched, how its data are
-# read, and on which devices it lies. Every other section decides the result.
+# Sections that may change when a run resumes: its length, logging, checkpointing, data workers and
+# devices. Every other section determines the result.
 FREE_SECTIONS = ("run", "parallel")
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """What one key may be.
+  """The default and the constraints of one key.
 
   Attributes:
-    default: its value in `base`, or the type of one that a recipe has to set.
-    is_allowed: whether a value is.
-    allowed: what is, for a message.
-    or_none: whether it may stay None, too.
+    default: its value in `base`, or a type if the recipe must set it.
+    is_allowed: whether a value is valid.
+    allowed: description of the valid values, for error messages.
+    or_none: whether None is also valid.
   """
 
   default: Any
@@ -55,72 +55,72 @@ class Setting:
 
 
 def positive(default: Any) -> Setting:
-  """A number above 0."""
-  return Setting(default, lambda value: value > 0, "it has to be greater than 0")
+  """A number greater than 0."""
+  return Setting(default, lambda value: value > 0, "it must be greater than 0")
 
 
 def not_negative(default: Any) -> Setting:
-  """A number from 0."""
-  return Setting(default, lambda value: value >= 0, "it has to be 0 or greater")
+  """A number that is at least 0."""
+  return Setting(default, lambda value: value >= 0, "it must be 0 or greater")
 
 
 def below_one(default: Any) -> Setting:
-  """A number from 0 to below 1."""
-  return Setting(default, lambda value: 0 <= value < 1, "it has to be in [0, 1)")
+  """A number in [0, 1)."""
+  return Setting(default, lambda value: 0 <= value < 1, "it must be in [0, 1)")
 
 
 def fraction(default: Any) -> Setting:
-  """A number from 0 to 1."""
-  return Setting(default, lambda value: 0 <= value <= 1, "it has to be in [0, 1]")
+  """A number in [0, 1]."""
+  return Setting(default, lambda value: 0 <= value <= 1, "it must be in [0, 1]")
 
 
 def one_of(names: Collection[str | None], default: Any) -> Setting:
-  """A name that the code has in a table."""
+  """One of the given names."""
   return Setting(default, lambda value: value in names, f"allowed: {', '.join(map(str, names))}")
 
 
 def optional(setting: Setting | type) -> Setting:
-  """Such a setting, or None."""
+  """The same setting, but None is valid too."""
   setting = setting if isinstance(setting, Setting) else Setting(setting)
   return dataclasses.replace(setting, or_none=True)
 
 
-# Each key is a `Setting`, a default, or the type of what a recipe has to set.
+# Each key is a `Setting`, a default value, or a type if the recipe must set it.
 _KEYS: dict[str, Any] = dict(
   seed=not_negative(0),
-  init_from=optional(str),  # weights to begin with: a file, a model's name, or a run's workdir
+  init_from=optional(str),  # initial weights: a file, the name of a model, or a run's workdir
   data=dict(
     dataset=str,  # "digits", "folder", or the name of a TFDS dataset
     data_dir=optional(str),  # None: $TFDS_DATA_DIR or ~/tensorflow_datasets; "folder": its root
-    train_split="train",  # TFDS's syntax, slices too: "train[:90%]"
+    train_split="train",  # TFDS syntax, including slices: "train[:90%]"
     eval_split="test",
-    test_split=optional(str),  # for the most accurate checkpoint, at the end of the run
-    image_size=positive(int),  # side in pixels of what the model sees
+    test_split=optional(str),  # evaluated once, with the best checkpoint, at the end of the run
+    image_size=positive(int),  # side of the model's input, in pixels
     batch_size=positive(int),  # global: over all devices and processes
-    eval_batch_size=positive(int),  # likewise
-    drop_remainder=True,  # leave out an epoch's last, smaller batch
+    eval_batch_size=positive(int),  # global, too
+    drop_remainder=True,  # drop the last, smaller batch of an epoch
     group_size=optional(positive(int)),  # images that share BatchNorm and Mixup; None: the batch
-    crop=one_of(CROPS, "none"),  # "random_resized" is ImageNet's; with a cache, on the device
-    crop_scale=(0.08, 1.0),  # area of a random crop over that of the image
-    crop_ratio=(3 / 4, 4 / 3),  # width of a random crop over its height
-    crop_interpolation=one_of(INTERPOLATIONS, "random"),  # "random": one of both for each image
-    eval_crop_fraction=positive(0.96),  # side of the centre crop over the resized short side
-    cache=one_of(CACHES, "none"),  # "host": decoded once into memory; "device": on it, if they fit
+    crop=one_of(CROPS, "none"),  # "random_resized": as for ImageNet; on the device if cached
+    crop_scale=(0.08, 1.0),  # range of crop area / image area
+    crop_ratio=(3 / 4, 4 / 3),  # range of crop width / crop height
+    crop_interpolation=one_of(INTERPOLATIONS, "random"),  # "random": one of the two per image
+    eval_crop_fraction=positive(0.96),  # side of the centre crop / resized short side
+    cache=one_of(CACHES, "none"),  # decoded images: in "host" memory, on the "device" if they fit
   ),
   augment=dict(
-    mean=tuple,  # of each channel, as fractions of 255
+    mean=tuple,  # per channel, as fractions of 255
     std=tuple,
     crop_padding=not_negative(0),  # zero pixels around the image before a crop back to image_size
-    rotate=not_negative(0.0),  # greatest angle of a random turn, in degrees
-    shift=not_negative(0.0),  # greatest random shift, as a fraction of the side
-    zoom=below_one(0.0),  # greatest random change of height and of width, as a fraction
-    flip=True,  # mirror every second image, left to right
+    rotate=not_negative(0.0),  # maximum rotation, in degrees
+    shift=not_negative(0.0),  # maximum shift, as a fraction of the side
+    zoom=below_one(0.0),  # maximum change of height and of width, as a fraction
+    flip=True,  # horizontally, with probability 1/2
     policy=optional(str),  # RandAugment: "rand-m9-mstd0.5-inc1" (timm), "torchvision-n2-m12"
-    jitter=not_negative(0.0),  # greatest change of brightness, contrast, saturation; a fraction
+    jitter=not_negative(0.0),  # maximum change of brightness, contrast, saturation; a fraction
     label_smoothing=below_one(0.0),  # share of each label that is spread over all classes
-    mixup_alpha=not_negative(0.0),  # of the Beta distribution of the ratio; 0: no Mixup
-    cutmix_alpha=not_negative(0.0),  # likewise; where both are set, each mixes half of the groups
-    erase_probability=fraction(0.0),  # of a rectangle in the normalised image
+    mixup_alpha=not_negative(0.0),  # of the Beta distribution of the mixing ratio; 0: no Mixup
+    cutmix_alpha=not_negative(0.0),  # same for CutMix; if both are set, each mixes half the groups
+    erase_probability=fraction(0.0),  # of erasing a rectangle of the normalised image
     erase_mode=one_of(ERASE_MODES, "pixel"),  # noise, as in timm; "constant": 0, as in torchvision
   ),
   model=dict(
@@ -128,11 +128,11 @@ _KEYS: dict[str, Any] = dict(
     depth=not_negative(int),
     kernel_size=positive(int),
     patch_size=positive(int),
-    num_classes=optional(positive(int)),  # None: as many as the data have
-    activation=one_of(ACTIVATIONS, "gelu"),  # "gelu" is the exact one
-    dropout=below_one(0.0),  # share of the pooled features that are dropped before the head
-    initializer=one_of(INITIALIZERS, "torch"),  # PyTorch's, or "glorot": Keras's and Flux's
-    norm_momentum=below_one(0.9),  # of BatchNorm's old running statistics: 1 - PyTorch's
+    num_classes=optional(positive(int)),  # None: taken from the data
+    activation=one_of(ACTIVATIONS, "gelu"),  # "gelu" is exact, not the tanh approximation
+    dropout=below_one(0.0),  # rate for the pooled features before the head
+    initializer=one_of(INITIALIZERS, "torch"),  # PyTorch's; "glorot": that of Keras and Flux
+    norm_momentum=below_one(0.9),  # of BatchNorm's running statistics: 1 - PyTorch's momentum
     norm_epsilon=positive(1e-5),  # added to BatchNorm's variance
     depthwise=optional(one_of(IMPLEMENTATIONS, str)),  # "pallas" is for GPUs; None: by the platform
     dtype=one_of(DTYPES, "float32"),  # of the computation; parameters are float32
@@ -140,55 +140,55 @@ _KEYS: dict[str, Any] = dict(
   optimizer=dict(
     learning_rate=positive(float),  # the schedule's peak
     weight_decay=not_negative(float),
-    decay=one_of(DECAYS, "all"),  # "kernels": biases and BatchNorm are left alone
-    decay_kind=one_of(DECAY_KINDS, "adamw"),  # "unscaled": not times the rate; "l2": in gradients
+    decay=one_of(DECAYS, "all"),  # "kernels": excludes biases and BatchNorm
+    decay_kind=one_of(DECAY_KINDS, "adamw"),  # "unscaled": without the rate; "l2": in gradients
     b1=below_one(0.9),
     b2=below_one(0.999),
     eps=positive(1e-8),
     eps_hat=False,  # add eps before Adam's bias correction, as Keras does
-    clip_norm=optional(positive(float)),  # of the whole gradient; None: no clipping
-    clip_each=False,  # of each array of the gradient instead
-    backbone_rate=positive(1.0),  # times the learning rate, for all layers but the head
+    clip_norm=optional(positive(float)),  # maximum global gradient norm; None: no clipping
+    clip_each=False,  # clip each array by its own norm instead
+    backbone_rate=positive(1.0),  # factor on the learning rate of all layers but the head
   ),
   schedule=dict(
-    name=one_of(SCHEDULES, "onecycle"),  # the authors'
+    name=one_of(SCHEDULES, "onecycle"),  # "onecycle" is the authors'
     warmup_epochs=not_negative(0),  # "cosine" only: linear from 0
-    first_epoch=not_negative(0),  # "onecycle" only: 1 for a schedule that is an epoch ahead
+    first_epoch=not_negative(0),  # "onecycle" only: 1 starts the schedule one epoch ahead
   ),
   step=dict(
-    loss=one_of(LOSSES, "mean"),  # over the batch, or "sum"
-    accumulate_steps=positive(1),  # a batch's gradient comes from so many equal parts, in turn
-    ema_decay=optional(below_one(float)),  # keep and evaluate an average of the weights, too
-    freeze_backbone=False,  # train the head alone; BatchNorm is as in evaluation
+    loss=one_of(LOSSES, "mean"),  # reduction over the batch: "mean" or "sum"
+    accumulate_steps=positive(1),  # equal parts of a batch, whose gradients are accumulated
+    ema_decay=optional(below_one(float)),  # also keep and evaluate an EMA of the weights
+    freeze_backbone=False,  # train only the head; BatchNorm uses its running statistics
   ),
   run=dict(
-    epochs=positive(int),  # the schedule's length
-    max_steps=optional(positive(int)),  # end after so many steps, the schedule unchanged
+    epochs=positive(int),  # also the length of the schedule
+    max_steps=optional(positive(int)),  # stop after this many steps; the schedule stays the same
     log_every_steps=positive(50),
     eval_every_epochs=positive(1),
-    eval_train=False,  # evaluate the whole training split as well, without augmentation
-    checkpoint_every_steps=positive(1000),  # besides one after each evaluation
-    keep_checkpoints=positive(2),  # the newest ones, besides the most accurate
-    workers=not_negative(0),  # processes that decode, at most one a core; 0: threads
-    heartbeat_seconds=positive(100),  # a process silent for so long is dead, and ends the others
-    stall_seconds=positive(1800),  # several processes end after so long without a finished step
-    max_corrupt=not_negative(10),  # examples of a split that cannot be read; more end the run
+    eval_train=False,  # also evaluate the whole training split, without augmentation
+    checkpoint_every_steps=positive(1000),  # in addition to one after each evaluation
+    keep_checkpoints=positive(2),  # the latest ones, in addition to the most accurate
+    workers=not_negative(0),  # decoding processes, at most one per core; 0: threads
+    heartbeat_seconds=positive(100),  # a process silent for this long is dead and ends the others
+    stall_seconds=positive(1800),  # with several processes: end after this long without a step
+    max_corrupt=not_negative(10),  # corrupt examples to tolerate per split
   ),
   parallel=dict(
-    fsdp=positive(1),  # devices that share one copy of the parameters and the optimiser's state
-    scan=False,  # compile one block for all of them: a compilation as short as that of one
-    remat=False,  # scan, and compute each block's maps again for its gradient: for less memory
+    fsdp=positive(1),  # devices that share one copy of the parameters and the optimiser state
+    scan=False,  # compile one block and scan it over the depth, which compiles faster
+    remat=False,  # scan, and recompute each block's feature maps for its gradient: less memory
   ),
 )
 
 
-# Where keys were in the configs of older runs, and where they are now.
+# Old locations of keys in the config.json of earlier runs, and their new ones.
 _RENAMED = {("optimizer", name): ("step", name) for name in _KEYS["step"]}
 _RENAMED["run", "max_damaged"] = ("run", "max_corrupt")
 
 
 def base() -> config_dict.ConfigDict:
-  """All keys with their types, and defaults where no recipe decides."""
+  """A locked config with all keys, their types and their defaults."""
 
   def value(key: Any) -> Any:
     if isinstance(key, dict):
@@ -200,7 +200,7 @@ def base() -> config_dict.ConfigDict:
 
 
 def flatten(sections: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """A config, or its JSON, as {"section.key": value}."""
+  """Flattens a config, or its JSON, to {"section.key": value}."""
   flat: dict[str, Any] = {}
   for name, value in sections.items():
     if isinstance(value, Mapping | config_dict.ConfigDict):
@@ -211,10 +211,10 @@ def flatten(sections: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def validate(config: config_dict.ConfigDict) -> None:
-  """Checks all that can be checked without data and devices.
+  """Checks everything that needs neither data nor devices.
 
   Raises:
-    UserError: naming the key, its value and what is allowed.
+    UserError: for an invalid setting; names the key, its value and what is allowed.
   """
   settings = flatten(_KEYS)
   for key, value in flatten(config).items():
@@ -228,18 +228,18 @@ def validate(config: config_dict.ConfigDict) -> None:
   if len(config.augment.mean) != len(config.augment.std):
     raise UserError(
       f"config.augment.mean={config.augment.mean} and config.augment.std={config.augment.std} "
-      "have to have one value for each channel"
+      "need the same number of values, one for each channel"
     )
   warmup, epochs = config.schedule.warmup_epochs, config.run.epochs
   if config.schedule.name == "cosine" and warmup >= epochs:
     raise UserError(
-      f"config.schedule.warmup_epochs is {warmup}, which leaves nothing of config.run.epochs="
-      f"{epochs}: set such as --config.schedule.warmup_epochs={epochs // 2}"
+      f"config.schedule.warmup_epochs is {warmup}, but it must be less than config.run.epochs="
+      f"{epochs}: set, for example, --config.schedule.warmup_epochs={epochs // 2}"
     )
   if config.step.freeze_backbone and config.init_from is None:
     raise UserError(
       "config.step.freeze_backbone is True, but config.init_from is not set: a frozen backbone"
-      " has to come from somewhere, set --config.init_from=WEIGHTS"
+      " needs pretrained weights, set --config.init_from=WEIGHTS"
     )
   _check_groups(config)
   if config.augment.policy is not None:
@@ -260,14 +260,14 @@ def _check(key: str, value: Any, setting: Any) -> None:
 
 
 def batch_unit(config: config_dict.ConfigDict) -> int:
-  """What a batch is a multiple of: equal parts of whole groups, which are even where they mix."""
+  """What must divide the batch size: accumulate_steps x group size, or x 2 for Mixup's pairs."""
   mixes = config.augment.mixup_alpha or config.augment.cutmix_alpha
   group = config.data.group_size or (2 if mixes else 1)
   return config.step.accumulate_steps * group
 
 
 def _check_groups(config: config_dict.ConfigDict) -> None:
-  """Parts of the batch, and groups of these, have to be whole; partners for Mixup come in pairs."""
+  """Checks that the batch divides into parts and groups, and groups into pairs for Mixup."""
   batch, parts = config.data.batch_size, config.step.accumulate_steps
   group, unit = config.data.group_size, batch_unit(config)
   such_as = (
@@ -276,7 +276,7 @@ def _check_groups(config: config_dict.ConfigDict) -> None:
   if (config.augment.mixup_alpha or config.augment.cutmix_alpha) and group and group % 2:
     raise UserError(
       f"config.augment.mixup_alpha and cutmix_alpha mix pairs of images, but a group has {group}: "
-      f"set an even one, such as --config.data.group_size={group + 1}"
+      f"set an even size, such as --config.data.group_size={group + 1}"
     )
   if batch % parts:
     raise UserError(
@@ -296,21 +296,21 @@ def _check_groups(config: config_dict.ConfigDict) -> None:
 
 
 def names() -> list[str]:
-  """The configs that come with this package, which `--config=NAME` takes."""
+  """The names of the configs in this package, for `--config=NAME`."""
   return sorted(path.stem for path in _shipped().glob("*.py"))
 
 
 def _shipped() -> pathlib.Path:
-  """The directory of the configs: in the package where it is installed, beside it in a checkout."""
+  """The directory of the configs: inside an installed package, next to it in a checkout."""
   installed = pathlib.Path(__file__).with_name("configs")
   return installed if installed.is_dir() else installed.parents[1] / "configs"
 
 
 def path_of(name: str) -> pathlib.Path:
-  """The file that --config means: the one at this path, or else the config of this name.
+  """Resolves --config: a file at this path, or else the shipped config of this name.
 
   Raises:
-    UserError: if there is neither; it lists the names.
+    UserError: if there is neither; lists the names.
   """
   path = pathlib.Path(os.path.expanduser(name))
   if path.is_file():
@@ -325,18 +325,18 @@ def path_of(name: str) -> pathlib.Path:
 
 
 def read(path: pathlib.Path) -> config_dict.ConfigDict:
-  """The config that a file defines, for recipes that differ from it in little.
+  """Runs a config file and returns its config. Config files use it to extend one another.
 
   Raises:
-    UserError: with the file and the line, if it does not parse, raises, or gives another config
-      than one of `base`.
+    UserError: with the file and the line, if it does not parse, raises, or returns a config whose
+      keys or types differ from `base`.
   """
   try:
     get_config = runpy.run_path(str(path)).get("get_config")
     if get_config is None:
-      raise UserError(f"{path} has no function get_config(), which returns the settings")
+      raise UserError(f"{path} does not define get_config(), which must return the settings")
     config = get_config()
-  except UserError:  # of a file that this one reads
+  except UserError:  # from a file that this one reads
     raise
   except SyntaxError as error:
     where = f"{error.filename or path}, line {error.lineno}"
@@ -349,8 +349,8 @@ def read(path: pathlib.Path) -> config_dict.ConfigDict:
     code = getattr(get_config, "__code__", None)
     where = f"{path}, line {code.co_firstlineno}" if code else str(path)
     raise UserError(
-      f"{where}: get_config() returns {mistake}. Start from convmixer_jax.config.base(), which has "
-      "all keys with their types"
+      f"{where}: get_config() returns {mistake}. Start from convmixer_jax.config.base(), which "
+      "has all keys with their types"
     )
   return config
 
@@ -359,7 +359,7 @@ def _reason(error: Exception) -> str:
   """An exception in one line."""
   inner = error.args[0] if error.args and isinstance(error.args[0], KeyError) else error
   text = str(inner.args[0] if isinstance(inner, KeyError) and inner.args else inner)
-  # ml_collections' text has all other keys of the section, but not its name.
+  # The message of ml_collections lists all other keys of the section, but not its name.
   key = re.match(r'Key "(\w+)" does not exist', text) or re.fullmatch(
     r"'(\w+)'(\nDid you mean .*)?", text
   )
@@ -369,7 +369,7 @@ def _reason(error: Exception) -> str:
 
 
 def _not_as_in_base(config: Any) -> str | None:
-  """What of a recipe's config differs in kind from `base`; None if nothing does."""
+  """How the keys or types of a recipe's config differ from `base`, or None."""
   if not isinstance(config, config_dict.ConfigDict):
     return f"{type(config).__name__}, not a ConfigDict"
   known, found = types(base()), types(config)
@@ -381,12 +381,12 @@ def _not_as_in_base(config: Any) -> str | None:
     if key not in known:
       return f"config.{key}, which does not exist; {_nearest(key)}"
     if kind is not known[key]:
-      return f"config.{key} of type {kind.__name__}, which has to be {known[key].__name__}"
+      return f"config.{key} of type {kind.__name__}, which must be {known[key].__name__}"
   return None
 
 
 def types(config: config_dict.ConfigDict) -> dict[str, type]:
-  """Of each setting, the type of its values, as {"section.key": type}."""
+  """The type of each setting, as {"section.key": type}."""
   found: dict[str, type] = {}
   for key in flatten(config):
     *sections, name = key.split(".")
@@ -400,12 +400,12 @@ def types(config: config_dict.ConfigDict) -> dict[str, type]:
 def _numbers(text: str) -> tuple[float, ...]:
   value = ast.literal_eval(text)
   value = tuple(value) if isinstance(value, list | tuple) else (value,)
-  sum(value)  # a TypeError, if it is not of numbers
+  sum(value)  # raises TypeError unless all are numbers
   return value
 
 
 _FROM_TEXT: dict[type | None, tuple[Callable[[str], Any], str]] = {
-  str: (str, "a text"),
+  str: (str, "a string"),
   int: (int, "an integer"),
   float: (float, "a number"),
   bool: (lambda text: {"true": True, "false": False}[text.lower()], "true or false"),
@@ -414,10 +414,10 @@ _FROM_TEXT: dict[type | None, tuple[Callable[[str], Any], str]] = {
 
 
 def override(config: config_dict.ConfigDict, key: str, text: str) -> None:
-  """Sets config.KEY to what `text` says on the command line; "None" is None.
+  """Sets config.KEY from its text on the command line; "None" means None.
 
   Raises:
-    UserError: for a key that does not exist, naming the nearest, or a value of another type.
+    UserError: for an unknown key (suggests the nearest one) or a value of another type.
   """
   kind = types(config).get(key)
   if kind not in _FROM_TEXT:
@@ -427,12 +427,12 @@ def override(config: config_dict.ConfigDict, key: str, text: str) -> None:
   try:
     value = None if text == "None" else parse(text)
   except (KeyError, SyntaxError, TypeError, ValueError):
-    raise UserError(f"config.{key} is {text!r}; it has to be {wanted}") from None
+    raise UserError(f"config.{key} is {text!r}; it must be {wanted}") from None
   config.update_from_flattened_dict({key: value})
 
 
 def _nearest(key: str) -> str:
-  """For a key that does not exist: which may be meant, and what there is in its section."""
+  """Suggests a key for an unknown one, and lists the keys of its section."""
   known = list(flatten(base()))
   sections = dict.fromkeys(k.partition(".")[0] for k in known if "." in k)
   section, _, name = (key, "", "") if key in sections else key.rpartition(".")
@@ -448,12 +448,12 @@ def _nearest(key: str) -> str:
 
 
 def check_resumable(config: config_dict.ConfigDict, path: pathlib.Path) -> None:
-  """Compares the config with the one that a run began with, if `path` exists.
+  """Checks the config against the one that the run started with, if `path` exists.
 
   The sections `run` and `parallel` may differ.
 
   Raises:
-    UserError: naming each key that differs and both values.
+    UserError: names each key that differs, with both values.
   """
   if not path.exists():
     return
@@ -465,27 +465,27 @@ def check_resumable(config: config_dict.ConfigDict, path: pathlib.Path) -> None:
   ]
   if differing:
     raise UserError(
-      f"{path} is the config of another run: {'; '.join(differing)}. Repeat the settings that it "
-      f"began with, or give a new --workdir. Only config.run.* and config.parallel.* may change"
+      f"{path} is the config of another run: {'; '.join(differing)}. Use the settings that it "
+      f"started with, or a new --workdir. Only config.run.* and config.parallel.* may change"
     )
 
 
 def write_json(config: config_dict.ConfigDict, path: pathlib.Path) -> None:
-  """Writes the resolved config, in one piece; makes the directory if need be."""
+  """Writes the resolved config atomically; creates the directory if needed."""
   path.parent.mkdir(parents=True, exist_ok=True)
   storage.write_whole(path, to_json(config))
 
 
 def to_json(config: config_dict.ConfigDict) -> str:
-  """The resolved config as an indented JSON object, its sections as in `base`."""
+  """The resolved config as an indented JSON object with the sections of `base`."""
   return config.to_json_best_effort(indent=2) + "\n"
 
 
 def read_json(path: pathlib.Path) -> config_dict.ConfigDict:
-  """Reads what `write_json` wrote.
+  """Reads a config that `write_json` wrote.
 
   Raises:
-    UserError: if the file is missing or is no such config.
+    UserError: if the file is missing or not such a config.
   """
   config = base()
   try:
@@ -495,7 +495,7 @@ def read_json(path: pathlib.Path) -> config_dict.ConfigDict:
         fields.setdefault(section, {})[name] = fields[old_section].pop(old)
     config.update(fields)
   except FileNotFoundError:
-    raise UserError(f"{path} does not exist: --workdir has to be that of a run") from None
+    raise UserError(f"{path} does not exist: --workdir must be the directory of a run") from None
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise UserError(f"{path} is not the config of a run: {error}") from None
   if flatten(config).keys() != flatten(base()).keys():

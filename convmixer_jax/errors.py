@@ -1,17 +1,17 @@
-"""The exceptions that are shown to the user without a traceback, and the check of names."""
+"""Exceptions that are shown to the user without a traceback, and a check of names."""
 
 from collections.abc import Collection
 
 
 class UserError(Exception):
-  """A mistake that its message names together with the way to mend it."""
+  """A mistake of the user's. The message says what is wrong and how to fix it."""
 
 
 class Stopped(KeyboardInterrupt):
-  """A signal that ends the process; nothing of its work has to be saved.
+  """A signal that ends the process without a save.
 
   Attributes:
-    signum: the signal.
+    signum: the number of the signal.
   """
 
   def __init__(self, signum: int):
@@ -20,14 +20,14 @@ class Stopped(KeyboardInterrupt):
 
 
 class CorruptError(UserError):
-  """An example that cannot be read or decoded; a run skips a few of them."""
+  """An example that cannot be read or decoded. A run tolerates `config.run.max_corrupt` of them."""
 
 
 def check_name(what: str, name: str, allowed: Collection[str]) -> None:
-  """Unknown names must not fall through to a default.
+  """Rejects unknown names, which must not fall through to a default.
 
   Raises:
-    ValueError: naming what it is, the name and those that are allowed.
+    ValueError: says what the name is for, the name and the allowed ones.
   """
   if name not in allowed:
     raise ValueError(f"{what} is {name!r}; allowed: {', '.join(allowed)}")

@@ -1,9 +1,9 @@
-"""`convmixer-train`, or `python -m convmixer_jax.main`: trains, or evaluates a run.
+"""`convmixer-train`, or `python -m convmixer_jax.main`: trains a model, or evaluates a run.
 
   convmixer-train --config=digits --workdir=runs/digits --config.run.epochs=5
   convmixer-train --mode=eval --workdir=runs/digits
 
-With --mode=eval, --config.init_from=WEIGHTS on the command line evaluates these instead.
+With --mode=eval, --config.init_from=WEIGHTS evaluates these weights instead of a checkpoint.
 """
 
 from collections.abc import Sequence
@@ -23,47 +23,47 @@ from convmixer_jax.parallel import processes
 
 
 def define_flags(argv: Sequence[str]) -> None:
-  """Defines the command's flags, and one for each --config.KEY in `argv`."""
+  """Defines the command's flags, including one for each --config.KEY in `argv`."""
   flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or evaluate a checkpoint.")
   flags.DEFINE_string(
     "workdir",
     None,
-    "The run's directory, new or to be resumed; also gs://BUCKET/...; default runs/NAME_OF_CONFIG.",
+    "Directory of the run, new or to resume; also gs://BUCKET/...; default runs/NAME_OF_CONFIG.",
   )
-  flags.DEFINE_integer("step", None, "For --mode=eval, the checkpoint's step; default the newest.")
+  flags.DEFINE_integer("step", None, "For --mode=eval: step of the checkpoint; default the latest.")
   flags.DEFINE_string(
-    "coordinator", None, "HOST:PORT of process 0, where no cluster tells it to several processes."
+    "coordinator", None, "HOST:PORT of process 0, for several processes without a known launcher."
   )
-  flags.DEFINE_integer("num_processes", None, "With --coordinator, how many there are.")
-  flags.DEFINE_integer("process_id", None, "With --coordinator, which one this is, from 0.")
+  flags.DEFINE_integer("num_processes", None, "With --coordinator: number of processes.")
+  flags.DEFINE_integer("process_id", None, "With --coordinator: index of this process, from 0.")
   flags.DEFINE_string(
     "config",
     "digits",
-    f"File of settings, or the name of one: {', '.join(config_lib.names())}. "
+    f"Config file, or the name of a config: {', '.join(config_lib.names())}. "
     "--config.section.key=value overrides a setting.",
   )
-  with contextlib.suppress(flags.Error):  # of a --flagfile, which absl reports when it parses
+  with contextlib.suppress(flags.Error):  # from a --flagfile; absl reports it when it parses
     argv = flags.FLAGS.read_flags_from_files(argv)
   types = config_lib.types(config_lib.base())
   for argument in argv:
     found = re.match(r"--?(?:no)?(config\.[^=]+)", argument)
     if found and found[1] not in flags.FLAGS:
       flags.DEFINE_string(found[1], None, "Overrides this setting.")
-      # As in absl, --config.KEY is true then, and --noconfig.KEY false.
+      # As in absl: --config.KEY means true, and --noconfig.KEY false.
       flags.FLAGS[found[1]].boolean = types.get(found[1].partition(".")[2]) is bool
 
 
 def _overrides() -> dict[str, str]:
-  """What the command line says of single settings: {"section.key": text}."""
+  """The settings given on the command line, as {"section.key": text}."""
   given = [name for name in flags.FLAGS if name.startswith("config.") and flags.FLAGS[name].present]
   return {name.partition(".")[2]: str(flags.FLAGS[name].value) for name in given}
 
 
 def read_config(workdir: pathlib.Path) -> config_dict.ConfigDict:
-  """The config that the flags ask for; an evaluation without --config takes the run's own.
+  """The config given by the flags; an evaluation without --config uses the run's config.json.
 
   Raises:
-    UserError: if a file or a setting is missing or wrong.
+    UserError: if a file or a setting is missing or invalid.
   """
   options = flags.FLAGS
   if options.mode == "train" or not options["config"].using_default_value:
@@ -76,13 +76,13 @@ def read_config(workdir: pathlib.Path) -> config_dict.ConfigDict:
 
 
 def main(argv: Sequence[str]) -> None:
-  """Trains or evaluates as the flags say; a signal's save ends with exit code 128 + signal."""
+  """Trains or evaluates. Exits with 128 + signal if a signal stopped the run after a save."""
   if len(argv) > 1:
     raise UserError(f"{argv[1]!r} is not a flag: flags begin with --")
   options = flags.FLAGS
   workdir = storage.path_of(options.workdir or f"runs/{pathlib.Path(options.config).stem}")
   config = read_config(workdir)
-  config_lib.validate(config)  # before processes meet, which takes a setting already
+  config_lib.validate(config)  # first, because initializing the processes reads a setting
   with processes.initialized(
     options.coordinator,
     options.num_processes,
@@ -107,7 +107,9 @@ def _dispatch(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
     return
   if "init_from" in _overrides() and config.init_from:
     if options.step is not None:
-      raise UserError("--step names a checkpoint, but --config.init_from is what is evaluated")
+      raise UserError(
+        "--step names a checkpoint, but --config.init_from evaluates other weights: give only one"
+      )
     found = evaluate_weights(config)
   else:
     found = evaluate_checkpoint(config, workdir, options.step)

@@ -1,4 +1,4 @@
-"""Paths on disks and in object stores, and what the user is told of them."""
+"""Paths on disks and in object stores, and error messages about them."""
 
 from collections.abc import Iterator
 import contextlib
@@ -16,21 +16,20 @@ _WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 def path_of(name: str | os.PathLike[str]) -> pathlib.Path:
-  """The path of a file or directory, which does not have to exist.
+  """The path of a file or directory, which need not exist.
 
-  "gs://BUCKET/..." gives a path in Google Cloud Storage, which reads and writes by the methods of a
-  `pathlib.Path`, but cannot append to a file.
+  "gs://BUCKET/..." gives a path in Google Cloud Storage. It has the methods of a `pathlib.Path`,
+  but cannot append to a file.
 
   Raises:
-    UserError: for another object store, or without the package that reaches this one.
+    UserError: for another object store, or if the package gcsfs is missing.
   """
   text = os.fspath(name)
   if "://" not in text:
     return pathlib.Path(text).expanduser()
   if not text.startswith("gs://"):
     raise UserError(
-      f"{text}: of object stores, checkpoints can be written to gs:// alone. Mount the other one "
-      "as a directory"
+      f"{text}: gs:// is the only supported object store. Mount another one as a directory"
     )
   if importlib.util.find_spec("gcsfs") is None:
     raise UserError(f"{text}: the package gcsfs is missing: pip install 'convmixer-jax[gcs]'")
@@ -40,15 +39,15 @@ def path_of(name: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def is_remote(path: pathlib.Path) -> bool:
-  """Whether `path` is in an object store, where files are written as a whole."""
+  """Whether `path` is in an object store, where writing a file is atomic."""
   return "://" in str(path)
 
 
 def check_new(path: pathlib.Path) -> None:
-  """As `check_writable`, of a file or directory that must not exist.
+  """Checks that a file or directory does not exist yet and can be created.
 
   Raises:
-    UserError: if it does, or cannot be made.
+    UserError: if it exists, or cannot be created.
   """
   if path.exists():
     raise UserError(f"{path} exists already")
@@ -56,12 +55,10 @@ def check_new(path: pathlib.Path) -> None:
 
 
 def check_writable(path: pathlib.Path) -> None:
-  """Looks, before any long work, whether a directory, or what is to be made, can be written to.
-
-  It makes nothing.
+  """Checks, before any long work, that a path can be written to; it creates nothing.
 
   Raises:
-    UserError: if the nearest directory that exists is none, or cannot be written to.
+    UserError: if the nearest existing parent is not a writable directory.
   """
   if is_remote(path):
     return
@@ -76,24 +73,24 @@ def check_writable(path: pathlib.Path) -> None:
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:
-  """Writes a file in one piece, so that nobody reads half of it."""
+  """Writes a file atomically."""
   partial = path if is_remote(path) else path.with_suffix(".partial")
-  partial.write_text(text)  # an object store takes it in one piece
+  partial.write_text(text)  # atomic in an object store
   if partial != path:
     partial.replace(path)
 
 
 @contextlib.contextmanager
 def reported(workdir: pathlib.Path) -> Iterator[None]:
-  """Inside it, an error of the disk becomes one line for the user.
+  """Context in which a disk error becomes a `UserError` of one line.
 
   Raises:
-    UserError: saying what is wrong, how full the disk is and which checkpoint is the last.
+    UserError: with the cause, the free space, the last good checkpoint and what to do next.
   """
   try:
     yield
   except (OSError, ValueError) as error:
-    # TensorStore's, by way of Orbax, is a ValueError with the system's words in it.
+    # TensorStore's errors, passed on by Orbax, are ValueErrors that contain the system's message.
     why = next((words for words in map(os.strerror, _WRITING) if words in str(error)), None)
     if why is None:
       raise
@@ -101,8 +98,8 @@ def reported(workdir: pathlib.Path) -> Iterator[None]:
     steps = [p for p in (workdir / "checkpoints").glob("*") if p.name.isdecimal()]
     last = max(steps, key=lambda path: int(path.name), default="none, no save was finished")
     raise UserError(
-      f"{place} cannot be written: {why}{_usage(workdir)}. The last good checkpoint: {last}. Make "
-      "space there and repeat the command: it goes on from that checkpoint"
+      f"{place} cannot be written: {why}{_usage(workdir)}. The last good checkpoint: {last}. Free "
+      "some space there and repeat the command: it resumes from that checkpoint"
     ) from error
 
 

@@ -1,11 +1,11 @@
-"""`convmixer-sweep`, or `python -m convmixer_jax.sweep`: a run for each combination of settings.
+"""`convmixer-sweep`, or `python -m convmixer_jax.sweep`: one run for each combination of settings.
 
   python -m convmixer_jax.sweep --config=cifar10_tf_sweep --workdir=runs/sweep \\
     --over=model.dim=128,256 --over=model.depth=4,8,12
 
-Each run is a process and has a directory in the workdir, and its result is a line of `sweep.jsonl`.
-A sweep that was stopped goes on when the same command is given again. `--over=seed=0,1,2` repeats
-every run, and the table has the mean and the standard deviation.
+Each run is a process with its own directory in the workdir, and its result is a line of
+`sweep.jsonl`. Re-running the same command resumes a sweep that was stopped. With
+`--over=seed=0,1,2`, the table has the mean and the standard deviation over the seeds.
 """
 
 import ast
@@ -38,18 +38,18 @@ def combinations(config: config_dict.ConfigDict, over: Sequence[str]) -> list[Ov
   """All combinations of the values in `over`, each as {"section.key": value}.
 
   Args:
-    config: that they override.
-    over: such as ["model.dim=128,256", "seed=0,1,2"]; the last one changes fastest.
+    config: the config to override.
+    over: such as ["model.dim=128,256", "seed=0,1,2"]; the last one varies fastest.
 
   Raises:
-    UserError: for a setting that does not exist, or a value that it does not take.
+    UserError: for an unknown setting or an invalid value.
   """
   axes = []
   for text in over:
     key, _, values = text.partition("=")
     try:
       axes.append([(key, value) for value in ast.literal_eval(f"[{values}]")])
-    except (SyntaxError, ValueError):  # words without quotation marks
+    except (SyntaxError, ValueError):  # unquoted strings
       axes.append([(key, value) for value in values.split(",")])
   found = [dict(pairs) for pairs in itertools.product(*axes)]
   for overrides in found:
@@ -58,21 +58,21 @@ def combinations(config: config_dict.ConfigDict, over: Sequence[str]) -> list[Ov
 
 
 def _overridden(config: config_dict.ConfigDict, overrides: Overrides) -> config_dict.ConfigDict:
-  one = copy.deepcopy(config)  # with the types of what is not set
+  one = copy.deepcopy(config)  # keeps the types of unset keys
   for key, value in overrides.items():
     config_lib.override(one, key, str(value))  # as on the command line of the run
   return one
 
 
 def parameter_count(config: config_dict.ConfigDict) -> int:
-  """Of the model; it takes no device, which the runs are to have."""
+  """The number of the model's parameters. Uses no device: those are for the runs."""
   model = ConvMixer(**variables.identity(config.model))
   params = variables.shapes(model, len(config.augment.mean))["params"]
   return sum(x.size for x in jax.tree.leaves(params))
 
 
 def result(config: config_dict.ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
-  """What a finished run reached: its last and its best accuracy, its speed, its size."""
+  """The last and best accuracy of a finished run, its speed and its number of parameters."""
   history = read_history(workdir)
   _, accuracies = history.series("eval", "accuracy")
   last, test = history.last("eval"), history.last("test")
@@ -88,7 +88,7 @@ def result(config: config_dict.ConfigDict, workdir: pathlib.Path) -> dict[str, f
 
 
 def table(rows: Sequence[tuple[Overrides, dict[str, float]]]) -> str:
-  """A Markdown table; rows that differ in the seed alone become one."""
+  """A Markdown table; rows that differ only in the seed are aggregated."""
   groups: dict[tuple, list[dict[str, float]]] = {}
   for overrides, values in rows:
     names = tuple((key, value) for key, value in overrides.items() if key != "seed")
@@ -110,13 +110,13 @@ def table(rows: Sequence[tuple[Overrides, dict[str, float]]]) -> str:
 
 
 def sweep(config_file: pathlib.Path, workdir: pathlib.Path, over: Sequence[str]) -> str:
-  """Runs all combinations, one after the other, and returns the table of their results.
+  """Runs all combinations one after the other, and returns the table of their results.
 
-  A run that fails leaves the others alone.
+  If a run fails, the others still run.
 
   Raises:
-    UserError: for a wrong setting, before any run begins; or, at the end, if runs failed.
-    KeyboardInterrupt: if a run was stopped by a signal.
+    UserError: for an invalid setting, before the first run; at the end, if any run failed.
+    KeyboardInterrupt: if a signal stopped a run.
   """
   config = config_lib.read(config_file)
   rows, failed = [], []
@@ -141,7 +141,7 @@ def sweep(config_file: pathlib.Path, workdir: pathlib.Path, over: Sequence[str])
 
 
 def main(argv: Sequence[str]) -> None:
-  """Sweeps as the flags say, and prints the table."""
+  """Runs the sweep and prints the table."""
   if len(argv) > 1:
     raise UserError(f"{argv[1]!r} is not a flag: flags begin with --")
   config_file = config_lib.path_of(flags.FLAGS.config)
@@ -153,10 +153,10 @@ def main(argv: Sequence[str]) -> None:
 def run() -> None:
   """The entry point."""
   flags.DEFINE_string(
-    "config", None, "File of settings, or its name, that all runs start from.", required=True
+    "config", None, "Config file, or the name of a config, for all runs.", required=True
   )
-  flags.DEFINE_string("workdir", None, "Holds the runs; default runs/sweep_NAME_OF_CONFIG.")
-  flags.DEFINE_multi_string("over", [], "section.key=value,value,...; may be given several times.")
+  flags.DEFINE_string("workdir", None, "Directory of the runs; default runs/sweep_NAME_OF_CONFIG.")
+  flags.DEFINE_multi_string("over", [], "section.key=value,value,...; may be repeated.")
   cli.run(main)
 
 

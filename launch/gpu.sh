@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
 # Trains on all GPUs of this machine: bash launch/gpu.sh --config=configs/imagenet_1536_20.py
-# One process drives them all. If it is killed (by the kernel for memory, by a fault in a driver) it
-# resumes, three times at most. SIGTERM and Ctrl-C save and end; the same command resumes.
+# One process drives all of them. If it is killed (out of memory, or a driver fault), it is restarted
+# and resumes, at most three times. SIGTERM and Ctrl-C save and exit; the same command resumes.
 set -euo pipefail
 source "$(dirname "$0")/venv.sh" "${EXTRAS-cuda}"
 export JAX_PLATFORMS=${JAX_PLATFORMS-cuda} # else JAX would fall back to the CPU without a GPU
 
-set -m # a process group of its own, so that Ctrl-C reaches the run once, through the trap
+set -m # a separate process group, so that Ctrl-C reaches the run only once, through the trap
 trap 'kill -TERM "$run"' TERM INT
 for attempt in 1 2 3 4; do
   "$python" -m convmixer_jax.main "$@" &
   run=$!
   status=0
   wait "$run" || status=$?
-  while kill -0 "$run" 2>/dev/null; do # a signal ended the wait, not the run
+  while kill -0 "$run" 2>/dev/null; do # a signal interrupted the wait, not the run
     status=0
     wait "$run" || status=$?
   done

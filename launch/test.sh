@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Checks the code and runs the tests: bash launch/test.sh [flags of pytest]. Without the slow ones,
-# whole commands and clusters; those too with -m ''.
+# Checks the code and runs the tests: bash launch/test.sh [flags of pytest]. It skips the slow ones
+# (whole commands, clusters); -m '' includes them.
 set -euo pipefail
 source "$(dirname "$0")/venv.sh" test
 "${python%/*}/shellcheck" launch/*.sh launch/slurm.sbatch .ci/run

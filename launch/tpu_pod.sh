@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Trains on a slice of TPU VMs that is created for the run and deleted after it:
+# Creates a slice of TPU VMs, trains on it, and deletes it:
 #   TPU=convmixer ZONE=us-east5-a TYPE=v5p-256 RUNTIME=v2-alpha-tpuv5 SHARE=10.0.0.2:/share \
 #     bash launch/tpu_pod.sh --config=configs/imagenet_1536_20.py --workdir=/mnt/share/runs/imagenet
-# SHARE is an NFS export (Filestore) in the slice's network, mounted at /mnt/share by every VM, with
-# the data in tensorflow_datasets/. SPOT=--spot takes a slice that may be pre-empted: then another is
-# created, asked for every five minutes for up to a day, and the run resumes. After a failure it starts
-# again, three times at most. What is committed in git is what runs. Start it where it can stay, in
-# tmux say; if it is stopped, the slice remains, and the same command goes on with it.
+# SHARE is an NFS export (Filestore) in the slice's network. Every VM mounts it at /mnt/share; it has
+# the data in tensorflow_datasets/. SPOT=--spot uses a spot slice. After a pre-emption, the script
+# requests a new slice every five minutes for up to a day, and the run resumes. After a failure it
+# restarts the run, at most three times. Only files committed in git are used. Run the script where it
+# can keep running, such as in tmux. If it is stopped, the slice remains, and the same command resumes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 : "${TPU:?names the slice}" "${ZONE:?}" "${TYPE:?}" "${RUNTIME:?}" "${SHARE:?}"
@@ -18,7 +18,7 @@ code=$(mktemp)
 trap 'rm -f "$code"' EXIT
 git archive --format=tar.gz --output="$code" HEAD
 flags=$( (($# == 0)) || printf ' %q' "$@")
-# The VMs' own Python is older than 3.11. A run that a lost connection has left is ended first.
+# The VMs' own Python is older than 3.11. First end a run that a lost connection has left behind.
 remote="set -e
 pkill --full '[c]onvmixer_jax.main' && sleep 60 || true
 sudo mkdir -p /mnt/share
@@ -33,7 +33,7 @@ train() {
   tpu ssh --worker=all --command="$remote"
 }
 
-tries=1 # a first slice that cannot be had is a mistake, or for the user to wait for
+tries=1 # if the first slice cannot be created, the user has to fix the flags or wait
 failures=0
 while true; do
   if [ "$(state)" != READY ]; then
@@ -47,7 +47,7 @@ while true; do
   status=0
   train || status=$?
   ((status != 0)) || break
-  sleep 60 # until a pre-emption shows in the state
+  sleep 60 # until the state shows a pre-emption
   if [ "$(state)" = READY ] && ((status != 143 && ++failures > 3)); then break; fi
 done
 tpu delete --quiet

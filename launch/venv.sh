@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Sourced: makes or reuses a virtual environment with the project and the extras
+# To be sourced: creates or reuses a virtual environment with the project and the extras
 # in $1 ("test", "cuda", "test,torch", ...), and sets $python to its interpreter.
-# PYTHON chooses the interpreter to start from, VENV where the environment lies.
+# PYTHON is the base interpreter, VENV the directory of the environment.
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
 is_supported() { "$1" -c 'import sys; exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; }
@@ -18,7 +18,7 @@ fi
 venv=${VENV:-.venv}
 python=$venv/bin/python
 is_supported "$python" || "$base" -m venv --clear "$venv"
-# Installed again only when what decides the installation has changed.
+# Installs again only if the requirements have changed.
 stamp=$(cat pyproject.toml launch/constraints.txt | cksum)
 if [ "$stamp" != "$(cat "$venv/installed.$1" 2>/dev/null)" ]; then
   echo "installing into $venv" >&2

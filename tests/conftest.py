@@ -1,4 +1,4 @@
-"""Eight CPU devices, and no silent mistakes."""
+"""Shared fixtures; the tests run on eight CPU devices and with strict rank promotion."""
 
 import base64
 import os
@@ -7,9 +7,9 @@ import re
 import subprocess
 import sys
 
-# Before JAX is imported; subprocesses of the tests inherit it. The many runs of
-# the same small models compile once, and not at all the next time. Compiling is
-# most of the tests' time: LLVM optimizes only where XLA_FLAGS is set, as in .ci/run.
+# Set before JAX is imported, and inherited by subprocesses of the tests. Compilation takes most of
+# the tests' time, so the cache is kept between test runs, and LLVM optimizes only if XLA_FLAGS is
+# set, as in .ci/run.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ |= {
   "JAX_PLATFORMS": "cpu",
@@ -32,7 +32,7 @@ from tests.archives import golden, make
 
 
 def spoil_record(file, number):
-  """Changes a byte in the middle of a record of an ArrayRecord file."""
+  """Corrupts a byte in a record of an ArrayRecord file."""
   reader = array_record_module.ArrayRecordReader(str(file))
   record = reader.read([number])[0]
   reader.close()
@@ -44,7 +44,7 @@ def spoil_record(file, number):
 
 @pytest.fixture(autouse=True)
 def strict():
-  """A broadcast between ranks is an error."""
+  """Broadcasting arrays of different ranks is an error."""
   with jax.numpy_rank_promotion("raise"):
     yield
 
@@ -53,14 +53,14 @@ def strict():
 def run_command(monkeypatch, capsys):
   """`run_command(module, *arguments)` runs a command in this process, and returns its stdout.
 
-  Its flags are parsed and its `main` is called; the errors of both are raised.
+  It parses the flags and calls `main`; errors of both propagate.
   """
 
   def run(module, *arguments):
     before, defined = set(flags.FLAGS), set()
 
     def start(main):
-      defined.update(set(flags.FLAGS) - before)  # and not those of libraries that `main` imports
+      defined.update(set(flags.FLAGS) - before)  # without those of libraries that `main` imports
       main(flags.FLAGS(sys.argv))
 
     capsys.readouterr()
@@ -86,7 +86,7 @@ def configs():
 
 @pytest.fixture(scope="session")
 def venv(tmp_path_factory):
-  """A directory for `VENV` that launch/venv.sh takes as installed: the tests' own Python."""
+  """A directory for `VENV` that launch/venv.sh accepts as installed; it runs the tests' Python."""
   root = tmp_path_factory.mktemp("venv")
   (root / "bin").mkdir()
   (root / "bin" / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
@@ -104,7 +104,7 @@ def venv(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def photos():
-  """uint8 [4, 80, 96, 3]: two details of each of scikit-learn's photographs, one of them dull."""
+  """uint8 [4, 80, 96, 3]: two crops per photograph of scikit-learn, one of the four dull."""
   china, flower = sklearn.datasets.load_sample_images().images
   details = china[100:180, 200:296], china[250:330, 30:126], flower[150:230, 250:346]
   return np.stack([*details, flower[60:140, 330:426] // 3 + 40])
@@ -112,7 +112,7 @@ def photos():
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory):
-  """`train/{ant,bee}` with five JPEGs of 40x40 pixels each, `test/{ant,bee}` with two."""
+  """`train/{ant,bee}` with five JPEGs of 40x40 pixels each, `test/{ant,bee}` with two each."""
   root = tmp_path_factory.mktemp("photos")
   random = np.random.RandomState(0)
   for split, count in (("train", 5), ("test", 2)):
@@ -126,7 +126,7 @@ def image_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tfds_dir(tmp_path_factory, image_folder):
-  """A directory where `image_folder` is prepared as TFDS dataset "ants_and_bees"."""
+  """A data directory with `image_folder` prepared as the TFDS dataset "ants_and_bees"."""
   root = tmp_path_factory.mktemp("tfds")
   prepare.prepare("folder", data_dir=str(root), manual_dir=str(image_folder), name="ants_and_bees")
   return root
@@ -134,14 +134,14 @@ def tfds_dir(tmp_path_factory, image_folder):
 
 @pytest.fixture
 def archives(tmp_path, monkeypatch):
-  """A directory with the archives that the golden file was made from."""
+  """A directory with the archives that the golden file was generated from."""
   directory = tmp_path / "source"
   directory.mkdir()
   images = {key: base64.b64decode(before) for key, (before, _) in golden["repair"].items()}
   make["make_imagenet"](directory, **images)
   cifar = make["make_cifar"](directory)
   for builder in (builders.Cifar10, builders.Cifar100):
-    # A copy, for the dictionary is TFDS's and would stay changed.
+    # A copy, because TFDS owns the dictionary and would keep the change.
     monkeypatch.setattr(builder, "url_infos", dict(builder.url_infos))
     make["register"](builder, cifar)
   return directory

@@ -36,7 +36,7 @@ def config(configs):
     ("optimizer.decay_kind", "l1", r"decay_kind is 'l1'; allowed: adamw, unscaled, l2"),
     ("step.loss", "median", r"config.step.loss is 'median'; allowed: mean, sum"),
     ("schedule.name", "step", r"config.schedule.name is 'step'; allowed: onecycle, cosine"),
-    ("data.batch_size", 0, r"config.data.batch_size is 0; it has to be greater than 0"),
+    ("data.batch_size", 0, r"config.data.batch_size is 0; it must be greater than 0"),
     ("optimizer.weight_decay", -1.0, r"config.optimizer.weight_decay is -1.0; .* 0 or greater"),
     ("optimizer.clip_norm", 0.0, r"config.optimizer.clip_norm is 0.0; .* greater than 0"),
     ("model.patch_size", 3, r"patch_size is 3, which does not divide config.data.image_size=8"),
@@ -65,7 +65,7 @@ def test_a_wrong_setting_is_named(config, key, value, message):
 
 def test_a_warm_up_is_shorter_than_the_run(config):
   config.schedule.update(name="cosine", warmup_epochs=20)
-  with pytest.raises(UserError, match=r"nothing of .*=20: .*--config.schedule.warmup_epochs=10"):
+  with pytest.raises(UserError, match=r"less than .*=20: .*--config.schedule.warmup_epochs=10"):
     validate(config)
   config.schedule.warmup_epochs = 10
   validate(config)
@@ -125,11 +125,11 @@ def test_a_setting_on_the_command_line_has_the_type_of_its_key(config, key, text
     ("model.dim.x", "3", r"^config.model.dim.x does not exist; config.model has: "),
     ("nonsense.x", "3", r"^config.nonsense.x does not exist; config has: "),
     ("model", "3", r"^config.model is a section, not a setting; config.model has: activation"),
-    ("model.dim", "1.5", r"^config.model.dim is '1.5'; it has to be an integer$"),
-    ("optimizer.eps", "small", r"^config.optimizer.eps is 'small'; it has to be a number$"),
-    ("augment.flip", "2", r"^config.augment.flip is '2'; it has to be true or false$"),
-    ("augment.mean", "a", r"^config.augment.mean is 'a'; it has to be numbers such as \(0.5,0.25"),
-    ("augment.mean", "('a',)", r"^config.augment.mean is .* it has to be numbers such as"),
+    ("model.dim", "1.5", r"^config.model.dim is '1.5'; it must be an integer$"),
+    ("optimizer.eps", "small", r"^config.optimizer.eps is 'small'; it must be a number$"),
+    ("augment.flip", "2", r"^config.augment.flip is '2'; it must be true or false$"),
+    ("augment.mean", "a", r"^config.augment.mean is 'a'; it must be numbers such as \(0.5,0.25"),
+    ("augment.mean", "('a',)", r"^config.augment.mean is .* it must be numbers such as"),
   ],
 )  # fmt: skip
 def test_a_wrong_setting_on_the_command_line_is_named(config, key, text, message):
@@ -186,7 +186,7 @@ def get_config():
     (START + "  return helper()\ndef helper():\n  1 / 0", r", line 6: ZeroDivisionError: "),
     (START, r", line 2: get_config\(\) returns NoneType, not a ConfigDict. Start from .*base\(\)"),
     ("import none_such", r", line 1: ModuleNotFoundError: No module named 'none_such'"),
-    ("config = 3", r" has no function get_config\(\)"),
+    ("config = 3", r" does not define get_config\(\)"),
     ("\0", r".*null bytes"),
   ],
 )
@@ -196,7 +196,7 @@ def test_a_mistake_in_a_config_file_is_one_line_with_file_and_line(tmp_path, tex
   with pytest.raises(UserError, match="^" + re.escape(str(path)) + message) as error:
     config_lib.read(path)
   assert "\n" not in str(error.value)
-  # As good where another config builds on it.
+  # The same if another config extends it.
   child = tmp_path / "child.py"
   child.write_text(
     "import pathlib\nfrom convmixer_jax.config import read\n"
@@ -218,7 +218,7 @@ def test_a_mistake_in_a_config_file_is_one_line_with_file_and_line(tmp_path, tex
       "fields['model']['dmi'] = 3",
       r"config.model.dmi, which .*did you mean config.model.dim\?",
     ),
-    ("fields['optimizer']['learning_rate'] = 1", r"rate of type int, which has to be float. Start"),
+    ("fields['optimizer']['learning_rate'] = 1", r"rate of type int, which must be float. Start"),
   ],
 )
 def test_a_config_of_its_own_making_needs_the_keys_of_base(tmp_path, configs, change, message):
@@ -269,7 +269,7 @@ def test_a_file_that_is_no_config_is_refused(tmp_path, text):
   (tmp_path / "config.json").write_text(text)
   with pytest.raises(UserError, match=r"config.json is not the config of a run"):
     read_json(tmp_path / "config.json")
-  with pytest.raises(UserError, match=r"has to be that of a run"):
+  with pytest.raises(UserError, match=r"must be the directory of a run"):
     read_json(tmp_path / "none.json")
 
 

@@ -81,7 +81,7 @@ def test_parameters_are_those_of_the_source(name, count):
 
 @pytest.mark.parametrize("depth", [4, 8, 12])
 def test_the_study_flips_and_crops_as_imgaug_does(depth):
-  """imgaug takes 0 or 1 pixel off each side: lengths 30, 31 and 32 with 1/4, 1/2 and 1/4."""
+  """imgaug crops 0 or 1 pixel off each side: lengths 30, 31 and 32 with 1/4, 1/2 and 1/4."""
   config = config_lib.read(ROOT / "configs" / f"cifar10_tf_128_{depth}.py")
   assert config.augment.flip
   data = config.data
@@ -118,7 +118,7 @@ def test_the_authors_answer():
 
 @pytest.mark.parametrize("layout", ["", "train/"])
 def test_folder_starts_with_nothing_but_a_directory(tmp_path, layout):
-  """Of few dozen photos of many sizes; a small model, for the time that compilation takes."""
+  """With two dozen photos of different sizes; the model is small to compile quickly."""
   random, root = np.random.RandomState(0), tmp_path / "photos"
   for i in range(24):
     path = root / layout / "abc"[i % 3] / f"{i}.jpg"
@@ -130,7 +130,7 @@ def test_folder_starts_with_nothing_but_a_directory(tmp_path, layout):
   config.model.update(dim=8, depth=1)
   config.run.max_steps = 2
   loop.train(config, tmp_path / "run")
-  loop.train(config, tmp_path / "run")  # finished already, and the same run
+  loop.train(config, tmp_path / "run")  # the same run, already finished
   saved = config_lib.read_json(tmp_path / "run" / "config.json")
   assert saved.model.num_classes == 3
   found = evaluate.evaluate_checkpoint(saved, tmp_path / "run")
@@ -140,7 +140,7 @@ def test_folder_starts_with_nothing_but_a_directory(tmp_path, layout):
 
 
 def test_the_commands_of_the_recipes_page_are_valid():
-  """Its configs exist, and have the settings of its sweeps and of its ablations."""
+  """Its configs exist and accept the settings of its sweeps and ablations."""
   page = (ROOT / "docs" / "recipes.md").read_text()
   assert {path.name for path in CONFIGS} >= set(re.findall(r"`(\w+\.py)`", page))
   sweeps = [shlex.split(line) for line in page.splitlines() if "convmixer_jax.sweep" in line]
@@ -166,7 +166,7 @@ def test_the_commands_of_the_recipes_page_are_valid():
 
 @pytest.fixture
 def read_keys(monkeypatch):
-  """The keys that are read of any config from now on, but by config.py, which checks them all."""
+  """The config keys read by any module except config.py, which checks all of them."""
   sections = {"": config_lib.base()}
   sections |= {name: value for name, value in sections[""].items() if isinstance(value, ConfigDict)}
   prefixes = {frozenset(s.keys()): f"{name}." if name else "" for name, s in sections.items()}
@@ -196,7 +196,7 @@ def read_keys(monkeypatch):
 
 
 def test_every_setting_is_read(read_keys, run_command, tmp_path):
-  """By the command itself or by what it calls, in a run of two steps."""
+  """By the command or anything it calls, in a run of two steps."""
   flags = ["model.dim=8", "model.depth=1", "model.patch_size=2", "run.max_steps=2"]
   run_command(main, f"--workdir={tmp_path}", *(f"--config.{flag}" for flag in flags))
   only_with_several_processes = {"run.stall_seconds"}

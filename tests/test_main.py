@@ -1,4 +1,4 @@
-"""The command as users type it: in a process of its own, or in this one where that is the same."""
+"""The command as users type it, in a separate process unless that makes no difference."""
 
 import json
 import os
@@ -26,7 +26,7 @@ SMALL = (
 
 
 def start(*arguments, devices=8, module="main", **variables):
-  """Runs the command in a process of its own."""
+  """Runs the command in a separate process."""
   command = [sys.executable, "-m", f"convmixer_jax.{module}", *arguments]
   environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), **variables}
   return subprocess.run(
@@ -36,7 +36,7 @@ def start(*arguments, devices=8, module="main", **variables):
 
 @pytest.mark.slow
 def test_digits_from_start_to_evaluation(tmp_path):
-  """The default config as it stands reaches 98 %; an evaluation finds its result again."""
+  """The unchanged default config reaches 98 %, and an evaluation reproduces its result."""
   run = start(f"--workdir={tmp_path}", devices=1)
   assert run.returncode == 0, run.stderr
   last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
@@ -45,7 +45,7 @@ def test_digits_from_start_to_evaluation(tmp_path):
   assert f"accuracy {last['accuracy']:.4g}" in run.stdout
   told, _, command = run.stdout.splitlines()[-1].partition("python -m convmixer_jax.main ")
   assert f"{tmp_path}/checkpoints/" in told
-  evaluation = start(*shlex.split(command))  # as it is pasted
+  evaluation = start(*shlex.split(command))  # as pasted
   assert evaluation.returncode == 0, evaluation.stderr
   found = json.loads(evaluation.stdout)
   # On eight devices, so the loss is summed in another order.
@@ -58,7 +58,7 @@ def test_digits_from_start_to_evaluation(tmp_path):
   ("arguments", "message"),
   [
     (["--config.model.dmi=1"], "error: config.model.dmi does not exist; did you mean config."),
-    # With JAX and the data's libraries loaded.
+    # After JAX and the data libraries are loaded.
     (["--config.data.dataset=cifar11"], 'error: config.data.dataset is "cifar11"'),
   ],
 )
@@ -74,13 +74,13 @@ def test_a_mistake_ends_with_one_line_and_exit_code_1(tmp_path, arguments, messa
   ("arguments", "message"),
   [
     (["--config.model.dmi=1"], "config.model.dmi does not exist; did you mean config."),
-    (["--config.model.dim", "wide"], "config.model.dim is 'wide'; it has to be an integer"),
+    (["--config.model.dim", "wide"], "config.model.dim is 'wide'; it must be an integer"),
     (["--config=digit"], "--config=digit is neither a file nor the name of a config. Did"),
     (["--config.data.batch_size=100"], "config.data.batch_size is 100, which 8 devices"),
     (["--config.model.patch_size=3"], "config.model.patch_size is 3, which does not divide"),
     (["--config.data.dataset=cifar11"], 'config.data.dataset is "cifar11"'),
     (["--config.data.eval_split=dev"], '"dev"; digits has train and test'),
-    (["--mode=eval"], "config.json does not exist: --workdir has to be that of a run"),
+    (["--mode=eval"], "config.json does not exist: --workdir must be the directory of a run"),
     (["train"], "'train' is not a flag"),
     (["--mode=test"], "flag --mode=test: value should be one of <train|eval>"),
   ],
@@ -102,7 +102,7 @@ def test_settings_that_make_no_sense_together_with_a_finished_run(run_command, t
 
 
 def test_weights_are_evaluated_only_when_the_command_line_says_so(run_command, tmp_path):
-  """The run's own checkpoint has moved away from the weights that it began with."""
+  """The run's checkpoint differs from its initial weights."""
   first, run = tmp_path / "first", tmp_path / "run"
   run_command(main, f"--workdir={first}", *SMALL, "--config.run.max_steps=2")
   begin = f"--config.init_from={first}"
@@ -122,7 +122,7 @@ def test_weights_are_evaluated_only_when_the_command_line_says_so(run_command, t
 
 @pytest.mark.slow
 def test_training_and_predicting_need_no_home(tmp_path):
-  """All that is compiled in C++ included: only the cache is lost."""
+  """This includes the native code compiled from C++; only its cache is lost."""
   (tmp_path / "file").touch()
   home = {"HOME": str(tmp_path / "file" / "home"), "XDG_CACHE_HOME": ""}
   run, image = tmp_path / "run", tmp_path / "digit.png"
@@ -147,7 +147,7 @@ def test_settings_are_flags_as_any_other(run_command, monkeypatch):
 
 
 def test_a_run_whose_output_nobody_reads_ends_well(tmp_path):
-  """`| head -1`, stdout and stderr."""
+  """Pipes stdout and stderr to `head -1`."""
   settings = " ".join([*SMALL, "--config.run.max_steps=8", "--config.run.log_every_steps=1"])
   command = f"'{sys.executable}' -m convmixer_jax.main --workdir='{tmp_path}' {settings} 2>&1"
   shell = f"{command} | head -1; exit ${{PIPESTATUS[0]}}"
@@ -168,14 +168,14 @@ def test_a_signal_while_xla_compiles_ends_the_run_with_one_line(tmp_path):
   )
   while "compiling the training step" not in (line := process.stderr.readline()):
     assert line, process.wait()
-  process.send_signal(signal.SIGTERM)  # a shell may have had us ignore SIGINT
+  process.send_signal(signal.SIGTERM)  # a shell may have made this process ignore SIGINT
   _, rest = process.communicate(timeout=60)
   assert process.returncode == 128 + signal.SIGTERM
   assert rest == "stopped by SIGTERM\n"
 
 
 def test_importing_the_model_is_light():
-  """It takes no device, and none of what only training needs."""
+  """It initializes no device and imports nothing that only training needs."""
   code = (
     "import sys; from convmixer_jax import ConvMixer;"
     "from jax._src import xla_bridge;"

@@ -25,7 +25,7 @@ def test_paths_on_disks():
 
 
 def test_other_object_stores_are_refused():
-  with pytest.raises(UserError, match=r"s3://bucket/run: .*gs:// alone"):
+  with pytest.raises(UserError, match=r"s3://bucket/run: .*gs:// is the only"):
     path_of("s3://bucket/run")
 
 
@@ -57,7 +57,7 @@ def test_a_failed_save_is_one_line_with_checkpoint_disk_and_what_to_do(tmp_path)
   message = str(error.value)
   assert message.startswith(f"{tmp_path}/checkpoints cannot be written: No space left on device (")
   assert "MiB are free). The last good checkpoint: " in message
-  assert f"checkpoint: {tmp_path}/checkpoints/10. Make space there and repeat" in message
+  assert f"checkpoint: {tmp_path}/checkpoints/10. Free some space there and repeat" in message
 
 
 def test_a_full_device_is_reported_and_other_errors_are_let_through(tmp_path):

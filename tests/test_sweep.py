@@ -33,7 +33,7 @@ def test_combinations(config):
   [
     ("model.width=8", r"config.model.width does not exist; config.model has: .*dim"),
     ("model.dmi=8,16", r"config.model.dmi does not exist; did you mean config.model.dim\?"),
-    ("model.dim=8,wide", r"config.model.dim is 'wide'; it has to be an integer"),
+    ("model.dim=8,wide", r"config.model.dim is 'wide'; it must be an integer"),
     ("optimizer.learning_rate=1,inf", r"config.optimizer.learning_rate is inf; only finite"),
     ("model.patch_size=1,3", r"patch_size is 3, which does not divide"),
     ("model.activation=relu,elu", r"activation is 'elu'; allowed"),

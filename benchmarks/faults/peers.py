@@ -31,9 +31,9 @@ def one_of_two(bench: Bench) -> Outcome:
     code = other.wait()
     seconds.append(round(time.monotonic() - begin, 1))
     killed.wait()
-    told = "end of another process" in other.output()  # the run's own words, else JAX's
+    told = "another process ended" in other.output()  # the run's own words, else JAX's
     outcome.seen = other.line_with(
-      "end of another process" if told else "Terminating process because"
+      "another process ended" if told else "Terminating process because"
     )
     own_words += told
     ended = code not in (0, 999) and bool(outcome.seen) and seconds[-1] <= STATED_SECONDS

@@ -1,4 +1,4 @@
-"""A number for each array of a state, by which it is known again: the same on any devices."""
+"""A hash of each array of a state, independent of how the array is sharded."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ import numpy as np
 
 
 def fingerprints(tree: Any) -> dict[str, int]:
-  """Of each array, by its path in the tree: 32 bits that depend on every bit of it.
+  """A 32-bit hash of each array, by its path in the tree.
 
-  Another value of one number always gives another fingerprint, other corruption in all but one
-  case of 2^32. Arrays may be cut over devices and processes, which all have to ask.
+  A change of a single element always changes the hash; other corruption does so in all but one
+  case of 2^32. Arrays may be sharded over processes; then all of them must call this.
   """
   found = jax.device_get(_fingerprints(tree))
   paths, _ = jax.tree.flatten_with_path(found)
@@ -24,7 +24,7 @@ def _fingerprints(tree: Any) -> Any:
 
 
 def _fingerprint(x: jax.Array) -> jax.Array:
-  """The sum of a hash of each number and its place; integers, so that no order matters."""
+  """The sum of hashes of each element and its index; in integers, so the order does not matter."""
   index, stride = jnp.zeros(x.shape, jnp.uint32), 1
   for axis in reversed(range(x.ndim)):  # not flattened: that would gather a sharded array
     place = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
@@ -40,7 +40,7 @@ def _bits(x: jax.Array) -> jax.Array:
 
 
 def _mix(h: jax.Array) -> jax.Array:
-  """MurmurHash3's last step, a permutation of the 32-bit numbers."""
+  """The finalizer of MurmurHash3, a permutation of the 32-bit integers."""
   h = (h ^ (h >> 16)) * np.uint32(0x85EBCA6B)
   h = (h ^ (h >> 13)) * np.uint32(0xC2B2AE35)
   return h ^ (h >> 16)

@@ -1,8 +1,8 @@
 """Checkpoints of a run, written in the background by Orbax.
 
-A checkpoint is a directory `workdir/checkpoints/STEP`. It holds the whole
-`TrainState`, the random key among it, and the position in the data, which is
-the number of the next batch, with a fingerprint of each array.
+A checkpoint is a directory `workdir/checkpoints/STEP`. It contains the whole
+`TrainState`, including the random key, the position in the data (the number of
+the next batch), and a fingerprint of each array.
 """
 
 import json
@@ -26,14 +26,14 @@ _log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-  """Saves a run's states, and keeps the newest `keep` and the most accurate of them.
+  """Saves the states of a run, and keeps the latest `keep` and the most accurate one.
 
-  `resume` comes first, since it clears corrupt checkpoints out of the way.
+  Call `resume` before: it moves corrupt checkpoints away.
   """
 
   def __init__(self, workdir: pathlib.Path, keep: int = 2):
     self._directory = _directory(workdir)
-    # Orbax's `max_to_keep` with `best_fn` would delete the newest one if it scored badly.
+    # Orbax's `max_to_keep` with `best_fn` would delete the latest one if it scored badly.
     policy = ocp_policies.AnyPreservationPolicy(
       [
         ocp_policies.LatestN(keep),
@@ -47,15 +47,15 @@ class Checkpoints:
     return self
 
   def __exit__(self, *error) -> None:
-    self._manager.close()  # waits for the saves under way
+    self._manager.close()  # waits for pending saves
 
   def save(self, step: int, state: TrainState, accuracy: float | None = None) -> None:
-    """Begins to save; `state` may be donated as soon as this returns.
+    """Starts an asynchronous save; `state` may be donated as soon as this returns.
 
     Args:
       step: number of finished steps.
-      state: all of it.
-      accuracy: on the test split, if it was just evaluated.
+      state: the state after them.
+      accuracy: on the evaluation split, if the state was evaluated.
     """
     tree = _as_tree(state)
     items = ocp_args.Composite(
@@ -66,37 +66,37 @@ class Checkpoints:
     self._manager.save(step, args=items, metrics=metrics, force=True)
 
   def latest(self) -> pathlib.Path | None:
-    """The newest checkpoint, saves under way included."""
+    """The latest checkpoint; waits for pending saves."""
     self._manager.wait_until_finished()
     step = self._manager.latest_step()
     return None if step is None else self._directory / str(step)
 
   def best(self) -> int | None:
-    """The step of the most accurate checkpoint, or of the newest where none has an accuracy."""
+    """The step of the most accurate checkpoint, or of the latest if none has an accuracy."""
     self._manager.wait_until_finished()
     return self._manager.best_step()
 
 
 def restore(workdir: pathlib.Path, like: Any, step: int | None = None) -> tuple[Any, int]:
-  """A saved state, or a part of it, and its position in the data; changes nothing on disk.
+  """Reads a saved state, or a part of it, and returns it with its step; changes nothing on disk.
 
   Args:
-    workdir: of the run.
-    like: a dictionary of `TrainState`'s fields, all or some, whose leaves have the
-      shapes, the dtypes and the shardings to read: on other devices than at the
-      save, if need be.
-    step: which checkpoint; None for the newest that can be read. Newer ones
-      that cannot are named in the log.
+    workdir: directory of the run.
+    like: a dictionary of all or some of `TrainState`'s fields, whose leaves have the
+      shapes, dtypes and shardings to read. The devices may differ from those of
+      the save.
+    step: which checkpoint; None for the latest readable one. Later ones that
+      cannot be read are logged as errors.
 
   Raises:
-    UserError: if `step`, or every one, is missing or cannot be read.
+    UserError: if `step`, or every checkpoint, is missing or cannot be read.
   """
   directory = _directory(workdir)
   index = jax.process_index()
   settings = ocp_manager.CheckpointManagerOptions(
     read_only=True,
-    lightweight_initialize=True,  # its metrics would fail as a whole if one file is corrupt
-    # Each process reads by itself: Orbax would wait for one that finds an array corrupt.
+    lightweight_initialize=True,  # reading all metrics would fail if one file is corrupt
+    # Each process reads on its own: Orbax would wait for a process that finds a corrupt array.
     multiprocessing_options=options.MultiprocessingOptions(index, {index}, str(index)),
   )
   with ocp_manager.CheckpointManager(directory, options=settings) as manager:
@@ -104,13 +104,13 @@ def restore(workdir: pathlib.Path, like: Any, step: int | None = None) -> tuple[
     if not steps:
       raise UserError(f"{directory} has no checkpoint")
     if step is not None and step not in steps:
-      raise UserError(f"--step={step} is not in {directory}; there are {steps[::-1]}")
+      raise UserError(f"--step={step} is not in {directory}; it has the steps {steps[::-1]}")
     for candidate in steps if step is None else [step]:
       found = None
       try:
         _check_metrics(directory / str(candidate))
         found = _read(manager, candidate, like)
-      except Exception as error:  # whatever the many readers below Orbax raise
+      except Exception as error:  # Orbax's readers raise many types of errors
         reason = str(error).partition("\n")[0]
         _log.error(
           "%s cannot be read: %s: %s", directory / str(candidate), type(error).__name__, reason
@@ -120,13 +120,15 @@ def restore(workdir: pathlib.Path, like: Any, step: int | None = None) -> tuple[
       state, position = found
       if differing := _differing(state, position):
         _log.error(
-          "%s cannot be read: not what was saved: %s", directory / str(candidate), differing
+          "%s cannot be read: these arrays are not what was saved: %s",
+          directory / str(candidate),
+          differing,
         )
       else:
         return state, candidate
   raise UserError(
     f"no checkpoint in {directory} can be read, see the errors above; nothing was changed. "
-    "Restore that directory from a copy, or start anew with another --workdir"
+    "Restore that directory from a backup, or start a new run with another --workdir"
   )
 
 
@@ -136,10 +138,10 @@ def has_begun(workdir: pathlib.Path) -> bool:
 
 
 def resume(workdir: pathlib.Path, fresh: TrainState) -> tuple[TrainState, int]:
-  """The newest state that can be read, or `fresh` and 0 where nothing was saved yet.
+  """The latest readable state and its step, or `fresh` and 0 if there is no checkpoint.
 
-  Corrupt checkpoints would be in the way of the next saves: they are moved to
-  `workdir/unreadable_checkpoints`.
+  Corrupt checkpoints are moved to `workdir/unreadable_checkpoints`, where they do not
+  interfere with later saves.
 
   Raises:
     UserError: as `restore` does.
@@ -159,7 +161,7 @@ def resume(workdir: pathlib.Path, fresh: TrainState) -> tuple[TrainState, int]:
 
 
 def _read(manager: ocp_manager.CheckpointManager, step: int, like: Any) -> tuple[Any, Any]:
-  """The state, and what lies beside it as JSON."""
+  """The state, and the JSON that is stored with it."""
   like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
   restore_args = checkpoint_utils.construct_restore_args(like)
   items = ocp_args.Composite(
@@ -173,14 +175,14 @@ def _read(manager: ocp_manager.CheckpointManager, step: int, like: Any) -> tuple
 
 
 def _differing(state: Any, position: Any) -> str:
-  """Names of arrays that are not as they were saved; Orbax notices that in most files only."""
-  saved = position.get("fingerprints", {})  # older checkpoints have none
+  """Names of the arrays that differ from what was saved; Orbax does not detect all corruption."""
+  saved = position.get("fingerprints", {})  # earlier checkpoints have none
   found = fingerprints(state)
   return ", ".join(name for name in found if saved.get(name, found[name]) != found[name])
 
 
 def _check_metrics(checkpoint: pathlib.Path) -> None:
-  """Raises ValueError if the accuracy, where there is one, cannot be read."""
+  """Raises an error if there is an accuracy that cannot be read."""
   file = checkpoint / "metrics" / "metrics"
   if file.exists():
     float(json.loads(file.read_text())["accuracy"])
@@ -209,6 +211,6 @@ def _directory(workdir: pathlib.Path) -> pathlib.Path:
 
 
 def _as_tree(state: TrainState) -> dict[str, Any]:
-  """The fields by name; the random key as plain numbers, which every version of Orbax can save."""
+  """The fields by name, with the random key as integers, which every version of Orbax can save."""
   fields = {**vars(state), "key": jax.random.key_data(state.key)}
   return {name: value for name, value in fields.items() if value is not None}

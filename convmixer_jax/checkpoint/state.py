@@ -1,4 +1,4 @@
-"""All that a training run carries from step to step, and its making."""
+"""The state of a training run, and its initialization."""
 
 import logging
 from typing import Any
@@ -16,9 +16,9 @@ _log = logging.getLogger(__name__)
 
 
 class TrainState(flax.struct.PyTreeNode):
-  """A pytree: finished steps, variables, optimiser state and the root of all randomness.
+  """A pytree of the step count, the variables, the optimiser state and the random key.
 
-  `ema` holds the exponential moving averages of both variables, if they are kept.
+  `ema` has exponential moving averages of parameters and running statistics, or None.
   """
 
   step: jax.Array
@@ -29,7 +29,7 @@ class TrainState(flax.struct.PyTreeNode):
   ema: Any = None
 
   def variables(self) -> dict[str, Any]:
-    """What the model is applied with."""
+    """The variables to apply the model with."""
     return {"params": self.params, "batch_stats": self.batch_stats}
 
 
@@ -42,15 +42,15 @@ def create_state(
   image_shape: tuple[int, int, int],
   with_ema: bool = False,
 ) -> TrainState:
-  """A fresh state, made on the mesh, where `sharding.state_sharding` says.
+  """Creates a fresh state on the mesh, with the shardings of `sharding.state_sharding`.
 
   Args:
-    model: whose variables are initialised.
-    optimizer: whose state is.
-    mesh: where.
-    seed: of the initialisation and of all later randomness.
+    model: the model to initialize.
+    optimizer: the optimiser to initialize.
+    mesh: devices to shard over.
+    seed: of the initialization and of all later randomness.
     image_shape: (height, width, channels).
-    with_ema: whether averages of the variables are kept.
+    with_ema: whether to keep averages of the variables.
   """
 
   def create() -> TrainState:

@@ -1,9 +1,9 @@
-"""One writer at a time for a directory, on local disks, NFS and in object stores.
+"""Allows one writer at a time per directory, on local disks, on NFS and in object stores.
 
-Where the file system has locks, it is a POSIX record lock on `run.lock`: the kernel releases it
-when the process ends in any way, it works across the clients of an NFS server, and data workers do
-not inherit it. Elsewhere `run.lock` is a lease, which its holder renews every few seconds. Nobody
-compares clocks: who wants a lease watches whether it is still renewed.
+On file systems with locks, the writer holds a POSIX record lock on `run.lock`. The kernel releases
+it however the process ends, it works across the clients of an NFS server, and data workers do not
+inherit it. Elsewhere, `run.lock` is a lease that its holder renews every few seconds. No clocks are
+compared: a process that wants a lease watches whether it is still being renewed.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,26 +26,26 @@ _log = logging.getLogger(__name__)
 
 FILE = "run.lock"
 RENEW_SECONDS = 4.0
-WATCH_SECONDS = 2.5 * RENEW_SECONDS  # without a renewal, after which a lease is dead
+WATCH_SECONDS = 2.5 * RENEW_SECONDS  # a lease that is not renewed for this long is dead
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 
-_held: set[str] = set()  # record locks do not exclude the process that has them
+_held: set[str] = set()  # a record lock does not exclude its own process
 _guard = threading.Lock()
 
 
 @contextlib.contextmanager
 def one_writer(directory: pathlib.Path) -> Iterator[Callable[[], None]]:
-  """While this context is open, nobody else can open it for the same directory.
+  """Context that only one process at a time can enter for the same directory.
 
-  The directory is made if need be, and removed again if it is still empty at the end.
+  Creates the directory if needed, and removes it at the end if it is still empty.
 
   Yields:
-    What to call before each write that would spoil another writer's work: it raises UserError if
-    the lease was lost, because this process stood still for more than `WATCH_SECONDS`.
+    A function to call before each write that could interfere with another writer. It raises
+    UserError if the lease was lost, because this process was suspended for over `WATCH_SECONDS`.
 
   Raises:
-    UserError: within seconds, naming who has the directory.
+    UserError: within seconds, if the directory is in use; names the other process.
   """
   with contextlib.ExitStack() as stack:
     stack.enter_context(_once_in_this_process(directory))
@@ -68,7 +68,7 @@ def _once_in_this_process(directory: pathlib.Path) -> Iterator[None]:
   name = str(directory) if storage.is_remote(directory) else os.path.realpath(directory)
   with _guard:
     if name in _held:
-      raise UserError(f"{directory} is in use by this process already")
+      raise UserError(f"{directory} is already in use by this process")
     _held.add(name)
   try:
     yield
@@ -78,14 +78,14 @@ def _once_in_this_process(directory: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _made(directory: pathlib.Path) -> Iterator[None]:
-  """Makes the directory, and removes what it made where nothing was put into it."""
+  """Creates the directory and its parents, and removes those that are still empty at the end."""
   missing = [path for path in (directory, *directory.absolute().parents) if not path.exists()]
   directory.mkdir(parents=True, exist_ok=True)
   try:
     yield
   finally:
     for path in missing:
-      with contextlib.suppress(OSError):  # it is not empty
+      with contextlib.suppress(OSError):  # not empty
         path.rmdir()
 
 
@@ -104,10 +104,10 @@ def _record_lock(directory: pathlib.Path) -> Iterator[None]:
 
 
 def _locked(directory: pathlib.Path) -> int:
-  """A descriptor of the locked file; to close any other one would give the lock up."""
+  """The descriptor of the locked file; closing any other one of it would release the lock."""
   path = directory / FILE
   while True:
-    directory.mkdir(parents=True, exist_ok=True)  # its last user may have removed it just now
+    directory.mkdir(parents=True, exist_ok=True)  # its last user may have just removed it
     with contextlib.ExitStack() as stack:
       try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -116,17 +116,17 @@ def _locked(directory: pathlib.Path) -> int:
       stack.callback(os.close, descriptor)
       try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except (BlockingIOError, PermissionError):  # which of them, POSIX leaves open
-        time.sleep(0.2)  # it may have the lock, and not yet have written who it is
+      except (BlockingIOError, PermissionError):  # POSIX allows either
+        time.sleep(0.2)  # the holder may not have written its details yet
         raise _in_use(directory, os.pread(descriptor, 4096, 0).decode()) from None
       if _is_at(descriptor, path):
         stack.pop_all()
         return descriptor
-      # else its last user deleted it after we had opened it
+      # else its last user deleted the file after we opened it
 
 
 def _is_at(descriptor: int, path: pathlib.Path) -> bool:
-  """Whether an open file is the one at the path; locking it has brought NFS up to date."""
+  """Whether an open file is still the one at the path; locking it has refreshed NFS's cache."""
   try:
     ours = os.fstat(descriptor)
     return ours.st_nlink > 0 and os.path.samestat(ours, path.stat())
@@ -139,7 +139,7 @@ def _is_at(descriptor: int, path: pathlib.Path) -> bool:
 
 
 class _Lease:
-  """A file that its holder renews; of two that want it at once, the last to write has it."""
+  """A file that its holder renews; of two concurrent writers, the last one gets the lease."""
 
   def __init__(self, directory: pathlib.Path):
     self._directory, self._path = directory, directory / FILE
@@ -163,23 +163,24 @@ class _Lease:
   def __exit__(self, *error) -> None:
     self._is_over.set()
     self._thread.join()
-    with contextlib.suppress(Exception):  # as in `_keep`; without renewals it dies by itself
+    with contextlib.suppress(Exception):  # as in `_keep`; without renewals the lease expires
       text = self._read()
       if text is not None and self._is_own(text):
         self._path.unlink()
 
   def check(self) -> None:
-    """Looks whether the lease is still ours.
+    """Checks that this process still holds the lease.
 
     Raises:
-      UserError: if another process has it.
+      UserError: if another process has taken it.
     """
     with self._using_file:
       text = self._read()
     if self._is_lost or (text is not None and not self._is_own(text)):
       raise UserError(
-        f"{self._directory} was taken over by {_who(text or '')}, because this process stood still "
-        f"for more than {WATCH_SECONDS:g} seconds. What it had saved before goes on there"
+        f"{self._directory} was taken over by {_who(text or '')}, because this process was "
+        f"suspended for more than {WATCH_SECONDS:g} seconds. The other one resumes from what this "
+        "one had saved"
       )
 
   def _wait_until_free(self) -> None:
@@ -187,7 +188,7 @@ class _Lease:
     if first is None:
       return
     _log.info(
-      "%s names %s; %g seconds will tell whether it still runs",
+      "%s names %s; checking for %g seconds whether it still runs",
       self._path,
       _who(first),
       WATCH_SECONDS,
@@ -203,8 +204,8 @@ class _Lease:
 
   def _keep(self) -> None:
     while not self._is_over.wait(RENEW_SECONDS):
-      # Whatever clients of object stores raise while their network is away. It may come back in
-      # time; if not, `check` finds another's token.
+      # Clients of object stores raise many types of errors while the network is down. It may come
+      # back in time; if not, `check` finds the token of another process.
       with contextlib.suppress(Exception), self._using_file:
         text = self._read()
         if text is not None and not self._is_own(text):
@@ -221,7 +222,7 @@ class _Lease:
   def _write(self) -> None:
     self._renewals += 1
     text = _own_details(token=self._token, renewals=self._renewals)
-    if storage.is_remote(self._path):  # which takes it in one piece
+    if storage.is_remote(self._path):  # where a write is atomic
       self._path.write_text(text)
       return
     partial = self._path.with_name(f"{FILE}.{self._token}")
@@ -241,11 +242,11 @@ def _who(text: str) -> str:
   try:
     details = json.loads(text)
     return f"process {details['pid']} on host {details['host']} since {details['since']}"
-  except (ValueError, KeyError, TypeError):  # it is just being written
+  except (ValueError, KeyError, TypeError):  # the file is just being written
     return "another process"
 
 
 def _in_use(directory: pathlib.Path, text: str) -> UserError:
   return UserError(
-    f"{directory} is in use by {_who(text)}: wait for its end, or give another --workdir"
+    f"{directory} is in use by {_who(text)}: wait until it ends, or use another --workdir"
   )

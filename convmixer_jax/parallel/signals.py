@@ -15,17 +15,17 @@ _log = logging.getLogger(__name__)
 
 
 class Interrupt:
-  """While steps are taken, the first signal is noted for `poll`; a second one kills.
+  """Context in which the first signal is recorded for `poll`; a second one kills the process.
 
-  Steps are taken from the first `poll` on: before it there is nothing to save, and a signal has its
-  usual effect. Several processes have to end together, so there they are taken from the start of
-  this context. At its end, the handlers from before are back.
+  With a single process, signals have their usual effect until the first `poll`: before it, there is
+  nothing to save. Several processes must end together, so they record signals from the start of
+  the context. At its end, the previous handlers are restored.
 
-  A terminal that is closed may send SIGHUP several times, which therefore never kills; where it
-  was ignored (`nohup`) it is not noted either.
+  A terminal that is closed may send SIGHUP several times, so SIGHUP never kills. If SIGHUP was
+  ignored before (`nohup`), it stays ignored.
 
   Attributes:
-    signum: the signal that the run stops for, the same in all its processes.
+    signum: the signal that stops the run, the same in all its processes; None if there is none.
   """
 
   signum: int | None = None
@@ -51,10 +51,10 @@ class Interrupt:
     self._restore(*self._before)
 
   def poll(self) -> int | None:
-    """The signal to stop for, if there is one; all processes ask once after each step.
+    """The signal to stop for, or None; all processes must call this once after each step.
 
-    They agree without waiting for each other: what each has noted is put together on the devices,
-    behind the step under way, and looked at after the next one.
+    Processes agree without blocking: the devices reduce the recorded signals after the current
+    step, and the result is read after the next one.
     """
     if self._is_alone:
       if not self._is_active:
@@ -73,7 +73,7 @@ class Interrupt:
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
       signums.append(signal.SIGHUP)
     self._before = {signum: signal.signal(signum, self._note) for signum in signums}
-    self._wakeup = signal.set_wakeup_fd(-1)  # `cli.run` ends the process at what comes there
+    self._wakeup = signal.set_wakeup_fd(-1)  # or else `cli.run` would end the process
 
   def _note(self, signum: int, frame: types.FrameType | None) -> None:
     if self._noted:  # SIGHUP

@@ -1,4 +1,4 @@
-"""The end of a process whose work stands still."""
+"""Ends a process that makes no progress."""
 
 import faulthandler
 import os
@@ -9,15 +9,14 @@ from convmixer_jax import cli
 
 
 class Watchdog:
-  """While this context is open, ends the process if `beat` is not called for too long.
+  """Context that ends the process if `beat` is not called for too long.
 
-  Processes that compute together wait for each other without end: where one of them hangs, this
-  ends them all. It says so on stderr, with the place where each of the process's threads is. Time
-  in which the whole process is stopped does not count.
+  Processes that compute together wait for each other forever, so if one of them hangs, this ends
+  them all. It prints an error and the stack trace of each thread to stderr. Time during which the
+  whole process is suspended does not count.
 
   Args:
-    seconds: without a beat, after which the process ends, at the latest after a tenth more; None
-      for no watch.
+    seconds: timeout between beats, with a tolerance of +10 %; None disables the watchdog.
   """
 
   def __init__(self, seconds: float | None):
@@ -35,7 +34,7 @@ class Watchdog:
     self._is_over.set()
 
   def beat(self) -> None:
-    """Says that something was finished."""
+    """Reports progress."""
     self._beats += 1
 
   def _watch(self) -> None:
@@ -46,8 +45,8 @@ class Watchdog:
       if idle == 10:
         cli.print_error(
           f"no step was finished for {self._seconds:g} seconds (config.run.stall_seconds): this "
-          "process, or one that it waits for, hangs. The same command goes on from the newest "
-          "checkpoint. Where this process is:"
+          "process, or one that it waits for, hangs. Re-running the same command resumes from the "
+          "latest checkpoint. Stack traces of this process:"
         )
         faulthandler.dump_traceback(file=sys.stderr)
-        os._exit(1)  # Python's own way out would wait for the other processes
+        os._exit(1)  # Python's own exit would wait for the other processes

@@ -1,1 +1,1 @@
-"""A run: a config's parts, the step, the loop, and evaluation."""
+"""Training and evaluation: building the parts of a run, the training step, and the loop."""

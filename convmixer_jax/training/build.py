@@ -1,6 +1,6 @@
-"""From a config to the parts of a run: data, augmentation, model, training step, evaluation.
+"""Builds the parts of a run from a config: data, augmentation, model, training step, evaluation.
 
-Nothing else looks into the sections of a config for what a part is made of.
+Only this module passes sections of a config to the parts.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ from convmixer_jax.training.step import train_step
 
 _log = logging.getLogger(__name__)
 
-# By the number of channels: ImageNet's, and what its grey images have.
+# By number of channels: ImageNet's values, and those of ImageNet in greyscale.
 _NORMALISATION = {
   1: "'--config.augment.mean=(0.449,)' '--config.augment.std=(0.226,)'",
   3: "--config.augment.mean=0.485,0.456,0.406 --config.augment.std=0.229,0.224,0.225",
@@ -44,10 +44,10 @@ _NORMALISATION = {
 
 
 def resolve(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
-  """The config, checked, with what it leaves to the data: `model.num_classes`, where that is None.
+  """Validates the config, and takes `model.num_classes` from the data if it is None.
 
   Raises:
-    UserError: if a setting is wrong, or the data are missing.
+    UserError: if a setting is invalid, or the data are missing.
   """
   config_lib.validate(config)
   if config.model.num_classes is not None:
@@ -57,7 +57,7 @@ def resolve(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
   if len(names) == 1:
     raise UserError(
       f"{c.dataset} has images of one class, {names[0]}: classification takes two or more. "
-      f"config.data.data_dir={c.data_dir} has to have a directory for each class"
+      f"config.data.data_dir={c.data_dir} must have one directory per class"
     )
   resolved = config.copy_and_resolve_references()
   resolved.model.num_classes = len(names)
@@ -67,16 +67,16 @@ def resolve(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
 def open_split(
   config: config_dict.ConfigDict, mesh: Mesh, split: str, *, train: bool
 ) -> tuple[Batches, ShardBatch]:
-  """The batches of a split, and what puts them on the mesh.
+  """The batches of a split, and the `ShardBatch` that places them on the mesh.
 
   Args:
     config: see `config.base`.
-    mesh: where.
-    split: in TFDS's syntax.
-    train: for training, or for evaluation.
+    mesh: devices to shard over.
+    split: in TFDS syntax.
+    train: whether the batches are for training or for evaluation.
 
   Raises:
-    UserError: if the data are missing, or do not fit the rest of the config.
+    UserError: if the data are missing, or do not match the rest of the config.
   """
   c = config.data
   source = open_source(c.dataset, split, c.data_dir)
@@ -87,8 +87,8 @@ def open_split(
     )
   if source.channels != len(config.augment.mean):
     raise UserError(
-      f"config.augment.mean={config.augment.mean} and config.augment.std={config.augment.std} are "
-      f"of {len(config.augment.mean)} channels, but {c.dataset} has {source.channels}: set "
+      f"config.augment.mean={config.augment.mean} and config.augment.std={config.augment.std} have "
+      f"{len(config.augment.mean)} channels, but {c.dataset} has {source.channels}: set "
       f"{_NORMALISATION[source.channels]}"
     )
   preprocess = Preprocess(
@@ -119,7 +119,7 @@ def open_split(
 
 
 def make_augmentation(config: config_dict.ConfigDict, mesh: Mesh) -> Augmentation:
-  """What `config.augment` says, and the crop if it is made on the device."""
+  """The augmentation of `config.augment`, including the random crop if it runs on the device."""
   c, text = config.data, config.augment.policy
   on_device = c.crop == "random_resized" and _crop_on_host(config) == "none"
   return Augmentation(
@@ -132,7 +132,7 @@ def make_augmentation(config: config_dict.ConfigDict, mesh: Mesh) -> Augmentatio
 
 
 def _crop_on_host(config: config_dict.ConfigDict) -> str:
-  """Images of many sizes cannot be cached, and images of one size are cropped on the device."""
+  """The crop that the host makes: none with a cache, whose images are cropped on the device."""
   return config.data.crop if config.data.cache == "none" else "none"
 
 
@@ -141,13 +141,13 @@ def _check_rest(config: config_dict.ConfigDict, rest: int) -> None:
   if rest % unit and not config.data.drop_remainder:
     raise UserError(
       f"config.data.batch_size is {config.data.batch_size}, which leaves a last batch of {rest}; "
-      f"accumulate_steps, group_size and the pairs of Mixup take a multiple of {unit}: set "
+      f"accumulate_steps, group_size and the pairs of Mixup need a multiple of {unit}: set "
       "--config.data.drop_remainder=True"
     )
 
 
 def _check_sizes(batches: Batches, mesh: Mesh, key: str, unit: int) -> None:
-  """Batches of whole units, on each device as many images, and in training not too large."""
+  """Checks that batches divide over devices and units, and that a training batch is not too big."""
   size, devices, examples = batches.batch_size, mesh.size, len(batches.source)
   step = math.lcm(devices, unit)
   if size % devices:
@@ -163,7 +163,7 @@ def _check_sizes(batches: Batches, mesh: Mesh, key: str, unit: int) -> None:
       + (
         f"set at most --config.data.{key}={examples // step * step}"
         if examples >= step
-        else f"{devices} devices and the other settings of batches take at least {step}"
+        else f"{devices} devices and the other batch settings need at least {step}"
       )
     )
   rest = examples % size
@@ -178,7 +178,7 @@ def make_model(config: config_dict.ConfigDict, mesh: Mesh) -> ConvMixer:
   """The ConvMixer of `config.model`, for batches sharded over the mesh.
 
   Raises:
-    UserError: if `config.model.depthwise` is "native" and the devices are not CPUs.
+    UserError: if `config.model.depthwise` is "native" but the devices are not CPUs.
   """
   platform = mesh.devices.flat[0].platform
   if config.model.depthwise == "native" and platform != "cpu":
@@ -196,7 +196,7 @@ def make_model(config: config_dict.ConfigDict, mesh: Mesh) -> ConvMixer:
 
 
 def make_schedule(config: config_dict.ConfigDict, steps_per_epoch: int) -> optax.Schedule:
-  """The learning rate of `config.schedule`, by number of the update."""
+  """The learning rate schedule of `config.schedule`, as a function of the step."""
   return schedules.make_schedule(
     **config.schedule,
     peak=config.optimizer.learning_rate,
@@ -212,14 +212,14 @@ def make_step(
   steps_per_epoch: int,
   channels: int,
 ) -> tuple[optax.GradientTransformation, Any, Callable[[], TrainState]]:
-  """A config's optimiser, its jitted `step.train_step`, and what makes the state before the first.
+  """The optimiser, the jitted `step.train_step`, and a function that creates the initial state.
 
   Args:
     config: see `config.base`.
-    mesh: where.
-    model: whose step it is.
-    steps_per_epoch: of the schedule.
-    channels: of the images.
+    mesh: devices to shard over.
+    model: the model to train.
+    steps_per_epoch: for the schedule.
+    channels: number of channels of the images.
   """
   schedule = make_schedule(config, steps_per_epoch)
   optimizer = optim.make_optimizer(**{**config.optimizer, "learning_rate": schedule})
@@ -257,10 +257,10 @@ def make_step(
 def make_evaluator(
   config: config_dict.ConfigDict, mesh: Mesh, split: str, model: ConvMixer | None = None
 ) -> Evaluator:
-  """The evaluation of a split, of this model or else the config's.
+  """The evaluator of a split, for `model` or by default for the config's model.
 
   Raises:
-    UserError: if the data are missing, or do not fit the rest of the config.
+    UserError: if the data are missing, or do not match the rest of the config.
   """
   model = make_model(config, mesh) if model is None else model
   return _evaluator(config, model, *open_split(config, mesh, split, train=False), split)
@@ -269,14 +269,14 @@ def make_evaluator(
 def make_train_evaluator(
   config: config_dict.ConfigDict, model: ConvMixer, batches: Batches, shard_batch: ShardBatch
 ) -> Evaluator:
-  """The evaluation of the split whose training batches these are; its images are kept once."""
+  """The evaluator of the training split, which shares the cached images of `batches`."""
   batches = dataclasses.replace(
     batches,
     train=False,
     batch_size=config.data.eval_batch_size,
     corrupt_examples=copy.copy(
       batches.corrupt_examples
-    ),  # training and evaluation count for themselves
+    ),  # training and evaluation count separately
   )
   return _evaluator(config, model, batches, shard_batch, config.data.train_split)
 

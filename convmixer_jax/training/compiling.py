@@ -1,4 +1,4 @@
-"""XLA's compilations, said when they happen."""
+"""Logs XLA's compilations as they happen."""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -14,10 +14,10 @@ _CACHE_HIT = "/jax/compilation_cache/cache_hits"
 
 
 class Announced:
-  """A jitted function that says when a call compiles it, and how long that took.
+  """Wraps a jitted function and logs when a call compiles it, and how long that takes.
 
   Args:
-    function: compiled anew for each shape of its last argument.
+    function: a jitted function, compiled for each new shape of its last argument.
     name: such as "the training step".
   """
 
@@ -26,7 +26,7 @@ class Announced:
     self._seen: set[tuple[Any, ...]] = set()
 
   def __call__(self, *arguments: Any) -> Any:
-    """What the function gives."""
+    """Calls the function."""
     shapes = tuple(x.shape for x in jax.tree.leaves(arguments[-1]))
     if shapes in self._seen:
       return self._function(*arguments)
@@ -43,7 +43,7 @@ class Announced:
 
 @contextlib.contextmanager
 def _cache_hits() -> Iterator[list[str]]:
-  """A list that gets an element for each executable that comes out of JAX's cache."""
+  """Yields a list to which each hit in JAX's compilation cache adds an element."""
   hits: list[str] = []
 
   def note(event: str, **_: Any) -> None:
@@ -58,5 +58,5 @@ def _cache_hits() -> Iterator[list[str]]:
 
 
 def _settings() -> Any:
-  """JAX's, which have their attributes from run time only."""
+  """JAX's config, typed as Any: its attributes are defined at run time."""
   return jax.config

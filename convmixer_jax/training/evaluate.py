@@ -1,4 +1,4 @@
-"""The metrics of a checkpoint, or of weights from elsewhere."""
+"""Evaluates a checkpoint, or weights from elsewhere."""
 
 import pathlib
 from typing import Any
@@ -16,9 +16,15 @@ from convmixer_jax.training import build, init_from
 def restore_variables(
   config: config_dict.ConfigDict, mesh: Mesh, workdir: pathlib.Path, step: int | None = None
 ) -> tuple[Any, int]:
-  """{"params", "batch_stats"} of the newest checkpoint that can be read, or of `step`; its step.
+  """Reads {"params", "batch_stats"} of a checkpoint, and returns them with its step.
 
-  It takes no data.
+  It needs no data.
+
+  Args:
+    config: see `config.base`.
+    mesh: devices to place the variables on.
+    workdir: directory of the run.
+    step: which checkpoint; None for the latest readable one.
 
   Raises:
     UserError: if there is no such checkpoint.
@@ -30,18 +36,18 @@ def restore_variables(
 def evaluate_checkpoint(
   config: config_dict.ConfigDict, workdir: pathlib.Path, step: int | None = None
 ) -> dict[str, float | str]:
-  """The metrics of the newest checkpoint that can be read, or of `step`, on the evaluation split.
+  """Evaluates a checkpoint on the evaluation split.
 
   Args:
     config: see `config.base`.
-    workdir: of the run.
-    step: of the checkpoint.
+    workdir: directory of the run.
+    step: which checkpoint; None for the latest readable one.
 
   Returns:
-    Those of `Evaluator`, with "step" and "split".
+    The metrics of `Evaluator`, and "step" and "split".
 
   Raises:
-    UserError: if a setting is wrong, or there is no such checkpoint.
+    UserError: if a setting is invalid, or there is no such checkpoint.
   """
   config, mesh = build.resolve(config), sharding.make_mesh()
   evaluator = build.make_evaluator(config, mesh, config.data.eval_split)
@@ -50,13 +56,16 @@ def evaluate_checkpoint(
 
 
 def evaluate_weights(config: config_dict.ConfigDict) -> dict[str, float | str]:
-  """The metrics of the weights `config.init_from` on the evaluation split, with its name.
+  """Evaluates the weights `config.init_from` on the evaluation split.
+
+  Returns:
+    The metrics of `Evaluator`, and "init_from" and "split".
 
   Raises:
-    UserError: if a setting is wrong, or the weights do not fit it.
+    UserError: if a setting is invalid, or the weights do not match the config.
   """
   config, mesh = build.resolve(config), sharding.make_mesh()
-  weights = init_from.read(config, with_head=True)  # first: data may take longer
+  weights = init_from.read(config, with_head=True)  # before the data, which may take longer
   evaluator = build.make_evaluator(config, mesh, config.data.eval_split)
   values = evaluator(
     jax.tree.map(lambda x: sharding.device_put(x, sharding.replicated(mesh)), weights)

@@ -1,4 +1,4 @@
-"""Exact evaluation: every example of the split that can be read counts once."""
+"""Exact evaluation: every readable example of the split counts once."""
 
 from collections.abc import Callable, Iterator
 import functools
@@ -24,7 +24,7 @@ def eval_step(
   model: ConvMixer,
   normalize: Callable[[jax.Array], jax.Array],
 ) -> metrics.Sums:
-  """Sums of the metrics over one batch, with the running statistics."""
+  """Sums of the metrics over one batch, using the running statistics."""
   logits_bk: Any = model.apply(variables, normalize(batch["image"]))
   target_bk = jax.nn.one_hot(batch["label"], logits_bk.shape[-1])
   return metrics.sums(logits_bk, target_bk, batch["mask"])
@@ -37,7 +37,7 @@ def predict_step(
   model: ConvMixer,
   normalize: Callable[[jax.Array], jax.Array],
 ) -> dict[str, jax.Array]:
-  """The mask of one batch, and the fields of `Predictions`, [b] each."""
+  """The mask and the fields of `Predictions` for one batch, [b] each."""
   logits_bk: Any = model.apply(variables, normalize(batch["image"]))
   probability_bk = jax.nn.softmax(logits_bk)
   true_b1 = jnp.take_along_axis(probability_bk, batch["label"][:, None], 1)
@@ -51,14 +51,14 @@ def predict_step(
 
 
 class Evaluator:
-  """One split of the data, and the compiled step over it.
+  """Evaluates a model on one split of the data.
 
   Args:
-    model: whose answers are looked at.
+    model: the model to evaluate.
     batches, shard_batch: of the split, for evaluation.
-    normalize: makes of uint8 images what the model takes.
-    workers: processes that decode; 0 for threads.
-    name: of the split, for the log.
+    normalize: turns uint8 images into the model's input.
+    workers: number of decoding processes; 0 for threads.
+    name: name of the split, for the log.
   """
 
   def __init__(
@@ -84,14 +84,14 @@ class Evaluator:
     self._predict = compiled(predict_step, "the prediction step")
 
   def __call__(self, variables: Any) -> dict[str, float]:
-    """Loss and accuracies over the whole split, and "num_examples", corrupt ones left out.
+    """Loss and accuracies over the split, and "num_examples"; corrupt examples are excluded.
 
     Args:
       variables: {"params", "batch_stats"} on the mesh.
 
     Raises:
-      AssertionError: if an example was left out or counted twice.
-      UserError: if more examples are corrupt than `config.run.max_corrupt`.
+      AssertionError: if a readable example was skipped or counted twice.
+      UserError: if more than `config.run.max_corrupt` examples are corrupt.
     """
     parts = list(self._outputs(self._step, variables))
     totals = jax.tree.map(lambda *xs: sum(map(float, xs)), *parts)  # in Python's float64
@@ -100,13 +100,13 @@ class Evaluator:
     return {**metrics.averages(totals), "num_examples": examples}
 
   def predict(self, variables: Any) -> Predictions:
-    """The answers to the examples `batches.readable()` of the split, in their order.
+    """The predictions for the examples `batches.readable()`, in that order.
 
     Args:
       variables: {"params", "batch_stats"} on the mesh.
 
     Raises:
-      AssertionError: if an example was left out or counted twice.
+      AssertionError: if a readable example was skipped or counted twice.
     """
     parts = list(self._outputs(self._predict, variables))
     fields = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -115,16 +115,16 @@ class Evaluator:
     return Predictions(**{name: values[is_example] for name, values in fields.items()})
 
   def _num_corrupt(self) -> int:
-    """Examples that any process found to be corrupt."""
+    """The number of examples that any process found to be corrupt."""
     is_corrupt = np.ones(len(self.batches.source), bool)
     is_corrupt[self.batches.readable()] = False
     found = multihost_utils.process_allgather(is_corrupt).reshape(-1, len(is_corrupt))
     return int(found.any(0).sum())
 
   def _outputs(self, step: Any, variables: Any) -> Iterator[Any]:
-    """What `step` makes of each batch, fetched while the next one is under way.
+    """Yields the output of `step` for each batch, fetched while the next batch is computed.
 
-    So there are two batches on the device at most, however many the split has.
+    At most two batches are on the device at a time.
     """
     variables = self._gather(variables)
     pending = None

@@ -1,4 +1,4 @@
-"""Everything that a config stands for, built and checked."""
+"""All parts of a run, built from its config and checked."""
 
 from jax.sharding import Mesh
 from ml_collections import config_dict
@@ -10,21 +10,21 @@ from convmixer_jax.training import build
 
 
 class Experiment:
-  """Everything that a config stands for, built and checked before any work begins.
+  """All parts of a run, built from its config and checked before training starts.
 
   Args:
-    config: as `build.resolve` gives it.
-    mesh: where; all devices if not given.
+    config: as returned by `build.resolve`.
+    mesh: devices to shard over; all devices by default.
 
   Attributes:
     batches, shard_batch: of the training split.
-    steps_per_epoch, last_step: of the whole run.
+    steps_per_epoch, last_step: number of steps of an epoch and of the whole run.
     optimizer, train_step, fresh_state: see `build.make_step`.
-    evaluators: by the name of their metrics. There is always "eval"; "test" is for the end of the
-      run, "train_eval" the training split in test mode.
+    evaluators: by the name of their metrics. "eval" always exists. "test" runs at the end of the
+      run. "train_eval" evaluates the training split without augmentation.
 
   Raises:
-    UserError: if the data are missing, or do not fit the config or the devices.
+    UserError: if the data are missing, or do not match the config or the devices.
   """
 
   def __init__(self, config: config_dict.ConfigDict, mesh: Mesh | None = None):
@@ -60,14 +60,14 @@ class Experiment:
       only = [sorted(set(a) - set(b)) for a, b in ((train, evaluated), (evaluated, train))]
       raise UserError(
         f"the classes of config.data.train_split and config.data.eval_split differ: {only[0]} are "
-        f"only in {data.train_split}, {only[1]} only in {data.eval_split}. Both need the same; in "
-        "a folder, an empty directory will do"
+        f"only in {data.train_split}, {only[1]} only in {data.eval_split}. Both need the same "
+        "classes; in a folder, add an empty directory for a missing one"
       )
 
   def evaluate(self, state: TrainState) -> dict[str, dict[str, float]]:
-    """The metrics of an evaluation that is due: "eval", and "train_eval" if there is one.
+    """The metrics of each periodic evaluation: "eval", and "train_eval" if configured.
 
-    "eval_ema" has those of the averaged weights, if they are kept.
+    "eval_ema" has the metrics of the averaged weights, if there are any.
     """
     results = {"eval": self.evaluators["eval"](state.variables())}
     if state.ema is not None:

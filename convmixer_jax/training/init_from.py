@@ -1,4 +1,4 @@
-"""The weights that a run begins with, or that are evaluated: those of `config.init_from`."""
+"""The weights `config.init_from`, to initialize a run with or to evaluate."""
 
 import logging
 from typing import Any
@@ -23,22 +23,21 @@ Variables = dict[str, Any]
 
 
 def read(config: config_dict.ConfigDict, with_head: bool = False) -> Variables:
-  """The model's variables from the file, the model's name or the workdir `config.init_from`.
+  """Reads the variables from `config.init_from`: a file, the name of a model, or a workdir.
 
   Args:
-    config: see `config.base`; its model has to be that of the weights, and mean and std of its
-      images too, as far as the weights tell them. Of weights that do not tell their activation
-      it is the config's.
-    with_head: refuse weights for other classes than those of `config.data.eval_split`. Otherwise
-      weights for another number of classes come without their head.
+    config: see `config.base`. Its model must be that of the weights, and so must its mean and std
+      if the weights state theirs. Weights that do not state an activation get the config's.
+    with_head: reject weights for other classes than those of `config.data.eval_split`. Otherwise
+      weights for another number of classes are returned without their head.
 
   Raises:
-    UserError: if they cannot be read, or naming each setting that they do not fit.
+    UserError: if they cannot be read, or do not match the config; names each such setting.
   """
   source = config.init_from
   weights = pretrained.told(source)
   model, variables = weights.model, weights.variables
-  found = {  # what has to be the same for the weights to mean the same
+  found = {  # what must agree for the weights to compute the same function
     f"config.model.{name}": (config.model[name], getattr(model, name))
     for name in (*SIZES, "norm_epsilon")
   }
@@ -51,16 +50,19 @@ def read(config: config_dict.ConfigDict, with_head: bool = False) -> Variables:
   wrong = [f"{name} is {ours}, not {theirs}" for name, (ours, theirs) in found.items()
            if ours != theirs]  # fmt: skip
   if wrong:
-    raise UserError(f"config.init_from={source} does not fit the config: {'; '.join(wrong)}")
+    raise UserError(
+      f"config.init_from={source} does not match the config: {'; '.join(wrong)}. Set these as in "
+      "the weights"
+    )
   if weights.preprocessing is not None:
     _check_preprocessing(config, weights.preprocessing)
     if with_head:
       _check_classes(config, weights.preprocessing)
   if model.num_classes == config.model.num_classes:
-    _log.info("all weights, the head's too, come from %s", source)
+    _log.info("initialized all weights, including the head, from %s", source)
     return variables
   _log.info(
-    "the weights come from %s, but for a new head of %d classes: it has %d",
+    "initialized the weights from %s, except for a new head of %d classes: it has %d",
     source,
     config.model.num_classes,
     model.num_classes,
@@ -70,7 +72,7 @@ def read(config: config_dict.ConfigDict, with_head: bool = False) -> Variables:
 
 
 def _check_preprocessing(config: config_dict.ConfigDict, told: Preprocessing) -> None:
-  """Weights mean something else for images that are normalised in another way."""
+  """Rejects weights that were trained on images with another normalisation."""
   ours = {name: tuple(config.augment[name]) for name in ("mean", "std")}
   theirs = {"mean": told.mean, "std": told.std}
   if ours != theirs:
@@ -90,24 +92,24 @@ def _check_preprocessing(config: config_dict.ConfigDict, told: Preprocessing) ->
 
 
 def _check_classes(config: config_dict.ConfigDict, told: Preprocessing) -> None:
-  """Labels that mean something else would be counted as wrong, or by chance as right."""
+  """Rejects weights whose labels stand for other classes, which would make the metrics wrong."""
   if told.class_names is None:
     return
   c = config.data
   names = class_names.readable(open_source(c.dataset, c.eval_split, c.data_dir).class_names)
   if len(names) != len(told.class_names):
-    return  # a mistake in config.model.num_classes, of which the data tell
+    return  # a wrong config.model.num_classes, which `build.open_split` reports
   for label, (theirs, ours) in enumerate(zip(told.class_names, names, strict=True)):
     if theirs != ours:
       raise UserError(
-        f"label {label} is {theirs!r} to config.init_from={config.init_from}, but {ours!r} in "
-        f"config.data.dataset={c.dataset}: evaluate on data whose classes have the names "
-        "and the order that they have in the weights"
+        f"label {label} is {theirs!r} in config.init_from={config.init_from}, but {ours!r} in "
+        f"config.data.dataset={c.dataset}: evaluate on data with the same class names in the same "
+        "order as the weights"
       )
 
 
 def begin(state: TrainState, weights: Variables) -> TrainState:
-  """A fresh `state` with these weights; a head that is not among them stays as it is."""
+  """Puts the weights into a fresh `state`; if they have no head, the fresh one is kept."""
 
   def placed(values: Variables, likes: Variables) -> Variables:
     likes = {name: likes[name] for name in values}
@@ -115,7 +117,7 @@ def begin(state: TrainState, weights: Variables) -> TrainState:
       lambda x, like: sharding.device_put(np.asarray(x, like.dtype), like.sharding), values, likes
     )
 
-  def copy() -> Variables:  # the step is given the state's memory, so none is used twice
+  def copy() -> Variables:  # the step donates the state, so no two arrays may share memory
     params = jax.tree.map(jnp.copy, state.params)
     return {
       "params": {**params, **placed(weights["params"], state.params)},

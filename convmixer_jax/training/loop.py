@@ -27,19 +27,19 @@ _log = logging.getLogger(__name__)
 
 
 def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> int | None:
-  """Trains to the end of the run, from the newest checkpoint in `workdir` if there is one.
+  """Trains to the end of the run, resuming from the latest checkpoint in `workdir` if any.
 
   Args:
     config: see `config.base`.
-    workdir: gets `config.json`, `class_names.json`, `metrics.jsonl`, event files
+    workdir: where to write `config.json`, `class_names.json`, `metrics.jsonl`, event files
       and `checkpoints/`.
 
   Returns:
-    None at the end of the run, or the signal that stopped it after a save.
+    None at the end of the run, or the number of the signal that stopped it after a save.
 
   Raises:
-    UserError: if a setting is wrong, the workdir is in use, another run's or
-      cannot be written to, no checkpoint can be read, or the loss is not finite.
+    UserError: if a setting is invalid, if the workdir is in use, not writable or
+      belongs to another run, if no checkpoint can be read, or if the loss is not finite.
   """
   config = build.resolve(config)
   run = config.run
@@ -53,7 +53,7 @@ def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> int | None:
     interrupt = stack.enter_context(Interrupt())
     checkpoints = stack.enter_context(manager.Checkpoints(workdir, run.keep_checkpoints))
     first, last = int(state.step), experiment.last_step
-    _log.info("at step %d of %d, %d to the epoch", first, last, experiment.steps_per_epoch)
+    _log.info("at step %d of %d, %d per epoch", first, last, experiment.steps_per_epoch)
     writer = Writer(
       workdir,
       first_step=first,
@@ -69,7 +69,7 @@ def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> int | None:
 
 
 def _begin(config: config_dict.ConfigDict, workdir: pathlib.Path) -> tuple[Experiment, TrainState]:
-  """The experiment, and the state of its newest checkpoint or a fresh one."""
+  """The experiment, and its state: from the latest checkpoint, or fresh."""
   weights = None
   if config.init_from is not None and not manager.has_begun(workdir):
     weights = init_from.read(config)
@@ -86,7 +86,7 @@ def _loop(
   interrupt: Interrupt,
   watchdog: Watchdog,
 ) -> None:
-  """Takes the steps that the state has not seen, to the last one or until a signal."""
+  """Runs the remaining steps, up to the last one or until a signal."""
   run, steps_per_epoch = experiment.config.run, experiment.steps_per_epoch
   first, last = int(state.step), experiment.last_step
   train_step = compiling.Announced(experiment.train_step, "the training step")
@@ -104,7 +104,7 @@ def _loop(
     return results["eval"]["accuracy"]
 
   if 0 < first <= last and is_evaluated(first) and not writer.has("eval", first):
-    evaluate(first)  # a signal came before it
+    evaluate(first)  # a signal stopped the run before this evaluation
   meter = Meter(run.log_every_steps, last, functools.partial(write, "train"))
   batches = experiment.batches.iterate(first, last, run.workers)
   try:
@@ -114,7 +114,7 @@ def _loop(
       writer.advance()
       stops = interrupt.poll() is not None
       if stops or is_evaluated(step) or step % run.checkpoint_every_steps == 0:
-        meter.settle()  # only a good state is saved
+        meter.settle()  # save only states with a finite loss
         metrics.check_finite(step, state.variables())
         accuracy = evaluate(step) if is_evaluated(step) and not stops else None
         writer.flush()
@@ -138,7 +138,7 @@ def _finish(
   writer: Writer,
   checkpoints: manager.Checkpoints,
 ) -> None:
-  """Tests the most accurate checkpoint, if the config asks for it, and says what can come next."""
+  """Tests the most accurate checkpoint if a test split is set, and prints what to do next."""
   config, steps_per_epoch = experiment.config, experiment.steps_per_epoch
   last, best = experiment.last_step, checkpoints.best()
   tester = experiment.evaluators.get("test")
@@ -160,13 +160,13 @@ def _how_to_train_longer(
   if run.max_steps is not None and run.max_steps < 2 * done:
     settings.append(f"--config.run.max_steps={2 * done}")
   return (
-    f"{workdir} is finished: {done} steps are done, and nothing is left to do. To train longer, "
-    f"repeat the command with {' '.join(settings)}"
+    f"{workdir} is finished: {done} steps are done. To train longer, repeat the command with "
+    f"{' '.join(settings)}"
   )
 
 
 def _what_next(workdir: pathlib.Path, step: int | None, accuracy: float | None) -> str:
-  found = "the newest checkpoint" if accuracy is None else f"best accuracy {accuracy:.4g}"
+  found = "the latest checkpoint" if accuracy is None else f"best accuracy {accuracy:.4g}"
   return (
     f"{found}, at step {step}: {workdir / 'checkpoints' / str(step)}. To evaluate it: python -m "
     f"convmixer_jax.main --mode=eval --workdir={shlex.quote(str(workdir))} --step={step}"

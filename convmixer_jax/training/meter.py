@@ -1,4 +1,4 @@
-"""Training metrics on their way from the device to the log."""
+"""Fetches training metrics from the device and averages them for the log."""
 
 from collections.abc import Callable
 import math
@@ -10,13 +10,13 @@ from convmixer_jax.training.metrics import NonFiniteError, averages
 
 
 class Meter:
-  """Training metrics, each step's fetched from the device while the next one runs.
+  """Averages training metrics, and fetches those of a step while the next one runs.
 
   Args:
-    every: a line is due at each multiple of so many steps, and at the last one.
-      It has the averages since the line before (in a resumed run: since the
-      resumption), its step's learning rate and gradient norm, and images per
-      second without compilation and evaluation.
+    every: number of steps between lines; the last step has a line, too. A line
+      has the averages since the previous one (or since the run resumed), the
+      learning rate and the gradient norm of its step, and images per second
+      without compilation and evaluation.
     last: the number of the last step.
     write: called with the step and the values of a line.
   """
@@ -30,14 +30,14 @@ class Meter:
     self._clock = time.perf_counter()
 
   def add(self, step: int, values: dict[str, jax.Array]) -> None:
-    """Takes a step's values as they are under way, and fetches those of the step before.
+    """Adds a step whose values may still be computed, and fetches those of the previous step.
 
     Args:
       step: its number.
       values: `sums`, and "learning_rate" and "grad_norm".
 
     Raises:
-      NonFiniteError: if loss or gradient norm of the step before are not finite.
+      NonFiniteError: if the loss or the gradient norm of the previous step is not finite.
     """
     before, self._pending = self._pending, (step, values)
     if before is not None:
@@ -50,7 +50,7 @@ class Meter:
       self._pending = None
 
   def restart_clock(self) -> None:
-    """Leaves out the time since the last step, in which something else was done."""
+    """Excludes the time since the last step, such as an evaluation, from images per second."""
     self._clock = time.perf_counter()
 
   def _take(self, step: int, values: dict[str, jax.Array]) -> None:
@@ -58,7 +58,7 @@ class Meter:
     last = {name: host.pop(name) for name in ("learning_rate", "grad_norm")}
     if not math.isfinite(host["loss"]) or not math.isfinite(last["grad_norm"]):
       raise NonFiniteError(
-        f"step {step}: the loss is {host['loss'] / host['count']}, the norm of the gradient "
+        f"step {step}: the loss is {host['loss'] / host['count']}, the gradient norm is "
         f"{last['grad_norm']}"
       )
     self._totals = {name: self._totals.get(name, 0.0) + value for name, value in host.items()}

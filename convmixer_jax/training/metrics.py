@@ -1,4 +1,4 @@
-"""What is counted of a batch."""
+"""Loss and accuracies of a batch, and checks for finite values."""
 
 from typing import Any
 
@@ -13,10 +13,9 @@ Sums = dict[str, jax.Array]
 def sums(logits_bk: jax.Array, target_bk: jax.Array, mask_b: jax.Array) -> Sums:
   """Sums over the examples whose mask is 1; `averages` divides them by their "count".
 
-  The label of an example is the class that has most of its target.
-  "top5_accuracy" is among the sums where there are more than five classes. An
-  example is right if no other class scores higher than its own, ties going to
-  the lower class.
+  The label of an example is the argmax of its target. An example is correct if no
+  other class has a higher logit; of equal ones, the lowest class wins.
+  "top5_accuracy" exists if there are more than five classes.
   """
   label_b1 = target_bk.argmax(-1, keepdims=True)
   rank_b = (logits_bk > jnp.take_along_axis(logits_bk, label_b1, 1)).sum(-1)
@@ -31,13 +30,13 @@ def sums(logits_bk: jax.Array, target_bk: jax.Array, mask_b: jax.Array) -> Sums:
 
 
 def averages(totals: dict[str, float]) -> dict[str, float]:
-  """Each sum over "count", which is left out; the loss comes first."""
+  """Each sum divided by "count", the loss first, and without "count" itself."""
   names = sorted(totals.keys() - {"count"}, key=lambda name: (name != "loss", name))
   return {name: totals[name] / totals["count"] for name in names}
 
 
 class NonFiniteError(ArithmeticError):
-  """The loss or the gradient of a step, or what it made of a parameter, is not a finite number."""
+  """The loss, the gradient or an updated variable of a step is not finite."""
 
 
 @jax.jit
@@ -46,12 +45,12 @@ def _all_finite(tree: Any) -> jax.Array:
 
 
 def check_finite(step: int, variables: Any) -> None:
-  """Waits for the variables and looks at each number of them.
+  """Waits for the variables and checks all their values.
 
-  A gradient that is finite may still make an update that is not.
+  A finite gradient may still cause an update that is not finite.
 
   Raises:
-    NonFiniteError: if one of them is infinite or not a number.
+    NonFiniteError: if any value is infinite or NaN.
   """
   if not _all_finite(variables):
     raise NonFiniteError(f"step {step}: a parameter or a running statistic is not finite")

@@ -1,4 +1,4 @@
-"""One update of the weights: augmentation, model, loss, gradients, optimiser."""
+"""The training step: augmentation, model, loss, gradients, optimiser."""
 
 from collections.abc import Callable
 from typing import Any
@@ -34,27 +34,24 @@ def train_step(
   Args:
     state: before the update.
     batch: "image" uint8 [b, h, w, c], "label" int32 [b], "mask" float32 [b] of ones.
-    model, optimizer, schedule: whose state, parameters and updates these are; batch and state lie
-      on `model.mesh`, see `sharding.state_sharding`.
+    model, optimizer, schedule: those that `state` was created with, and the learning rate. Batch
+      and state are sharded over `model.mesh`, see `sharding.state_sharding`.
     augmentation: of images and labels.
     loss: "mean" or "sum" over the batch.
-    accumulate_steps: parts of the batch that go through the model one after the other.
-    ema_decay: of the average `state.ema`, if there is one.
-    freeze_backbone: train the head alone: the other parameters and all running
-      statistics stay as they are, and the statistics are used as in evaluation.
+    accumulate_steps: number of equal parts of the batch to process one after the other.
+    ema_decay: decay of the average `state.ema`; None if there is none.
+    freeze_backbone: train only the head: the other parameters and all running
+      statistics stay fixed, and BatchNorm uses the running statistics.
 
   Returns:
-    The state after it, and `metrics.sums` with "learning_rate" and "grad_norm",
-    the gradient's norm before clipping.
+    The state after the update, and `metrics.sums` with "learning_rate" and
+    "grad_norm", the norm of the gradient before clipping.
 
   Raises:
-    ValueError: if there is no such loss, or the model has no mesh.
-
-  Raises:
-    ValueError: if there is no such loss.
+    ValueError: if the loss is unknown, or the model has no mesh.
   """
   if (mesh := model.mesh) is None:
-    raise ValueError("the model has no mesh for batch and state to lie on: ConvMixer(mesh=...)")
+    raise ValueError("the model has no mesh to shard batch and state over: ConvMixer(mesh=...)")
   augment_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.step))
   with jax.named_scope("augment"):
     image_bhwc, target_bk = augmentation(augment_key, batch["image"], batch["label"])
@@ -112,7 +109,7 @@ def _gradient_fn(model: ConvMixer, loss: str, freeze_backbone: bool) -> Callable
 
 
 def _accumulate(gradient_fn: Callable[..., Any], params: Any, batch_stats: Any, *parts: Any) -> Any:
-  """The sums of gradients and metrics over the first axis of `parts`, taken one after the other."""
+  """The sums of gradients and metrics over the first axis of `parts`, computed by a scan."""
 
   def add(carry, part):
     batch_stats, total = carry

@@ -1,4 +1,4 @@
-"""A run's directory: one run at a time has it, and it tells what the run is."""
+"""The directory of a run: only one run at a time may write to it, and it describes that run."""
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
@@ -17,11 +17,14 @@ from convmixer_jax.parallel import lock, processes
 
 @contextlib.contextmanager
 def claimed(workdir: pathlib.Path, config: config_dict.ConfigDict) -> Iterator[Callable[[], None]]:
-  """In this context the directory belongs to this run; gives what raises if it does no more.
+  """Context in which only this run writes to the directory.
+
+  Yields:
+    A function that raises `UserError` if the run has lost the directory to another process.
 
   Raises:
-    UserError: if the run's processes have different settings, or the directory cannot be written
-      to, is in use, or holds a run that differs from `config`.
+    UserError: if the run's processes have different settings, or if the directory is not writable,
+      is in use, or holds a run whose config differs from `config`.
   """
   _check_is_one_run(config)
   storage.check_writable(workdir)
@@ -31,10 +34,10 @@ def claimed(workdir: pathlib.Path, config: config_dict.ConfigDict) -> Iterator[C
 
 
 def describe(workdir: pathlib.Path, config: config_dict.ConfigDict, names: Sequence[str]) -> None:
-  """Writes `config.json` and the names of the classes.
+  """Writes `config.json` and the class names.
 
   Raises:
-    UserError: if a process does not see them.
+    UserError: if a process cannot see the files.
   """
   path = workdir / "config.json"
   if jax.process_index() == 0:
@@ -43,14 +46,14 @@ def describe(workdir: pathlib.Path, config: config_dict.ConfigDict, names: Seque
   processes.barrier("config.json is written")
   if not processes.all_agree(path.exists()):
     raise UserError(
-      f"{path} of process 0 is not there for every process: --workdir has to be on storage that all"
-      " of them share"
+      f"{path}, written by process 0, is not visible to every process: --workdir must be on storage"
+      " that all of them share"
     )
 
 
 @contextlib.contextmanager
 def _one_writer(workdir: pathlib.Path) -> Iterator[Callable[[], None]]:
-  """`lock.one_writer` in process 0; the others learn whether it has the workdir."""
+  """`lock.one_writer` in process 0; if it fails, all processes raise its error."""
   with contextlib.ExitStack() as stack:
     message, check = "", lambda: None
     if jax.process_index() == 0:
@@ -64,7 +67,7 @@ def _one_writer(workdir: pathlib.Path) -> Iterator[Callable[[], None]]:
 
 
 def _check_is_one_run(config: config_dict.ConfigDict) -> None:
-  """Processes that compute different things would wait for each other without end."""
+  """Checks that all processes have the same config. If not, they would wait forever."""
   digest = zlib.crc32(config_lib.to_json(config).encode()) >> 1  # 31 bits
   if not processes.all_agree([digest] == processes.broadcast([digest])):
     raise UserError("the settings of the run's processes differ: start all with the same ones")

@@ -84,14 +84,14 @@ def test_donating_the_state_does_not_change_the_save(tmp_path, fresh):
 
 
 def read(workdir, step=None):
-  """The parameters and the step."""
+  """Restores the parameters and the step."""
   everywhere = sharding.replicated(sharding.make_mesh())
   like = {"params": jax.tree.map(lambda x: x.update(sharding=everywhere), FRESH_SHAPES)}
   return restore(workdir, like, step)
 
 
 def test_each_array_comes_to_the_devices_that_are_asked_for(tmp_path, fresh):
-  """Saved on eight devices, read on four, one array cut over them."""
+  """Saved on eight devices, restored on four, with one array sharded."""
   save(tmp_path, fresh, {1: None})
   mesh = sharding.make_mesh(jax.devices()[:4])
   like = jax.tree.map(lambda x: x.update(sharding=sharding.replicated(mesh)), FRESH_SHAPES)
@@ -103,7 +103,7 @@ def test_each_array_comes_to_the_devices_that_are_asked_for(tmp_path, fresh):
 
 
 def truncate(directory):
-  """Cuts every file with array data in half."""
+  """Truncates every file with array data to half its size."""
   files = [f for f in (directory / "state").rglob("*") if f.is_file() and f.stat().st_size > 1000]
   assert files
   for file in files:
@@ -129,7 +129,7 @@ def empty(directory):
 
 
 def exchange_arrays(directory):
-  """Arrays that Orbax reads without a word, but not those that were saved."""
+  """Replaces the arrays by others, which Orbax reads without an error."""
   shutil.rmtree(directory / "state")
   shutil.copytree(directory.with_name("1") / "state", directory / "state")
 

@@ -1,4 +1,4 @@
-"""The files of launch/ that are not run on a cluster here: what can be checked without one."""
+"""The files of launch/, as far as they can be checked without a cluster."""
 
 import json
 import math
@@ -29,7 +29,7 @@ sys.exit(f"{rest[1:]} are no flags" if rest[1:] else 0)
 
 
 def check_flags(arguments):
-  """Fails unless `convmixer_jax.main` takes these flags and the config is there."""
+  """Fails unless `convmixer_jax.main` accepts these flags and the config exists."""
   command = [sys.executable, "-c", PARSE, *arguments]
   run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
   assert run.returncode == 0, run.stderr
@@ -101,8 +101,8 @@ def test_gpu_sh_does_not_repeat_a_mistake(tmp_path, venv):
   assert run.stderr.count("config.model.dim is 'wide'") == 1
 
 
-# In place of gcloud: notes each call, and answers `ssh` with the next of the given exit codes;
-# "gone" is a slice that was pre-empted.
+# A fake gcloud: records each call, and exits `ssh` with the next of the given exit codes; "gone" is
+# a slice that was pre-empted.
 GCLOUD = """#!/bin/bash
 cd "$(dirname "$0")"
 echo "${*//$'\\n'/;}" >>calls
@@ -145,7 +145,7 @@ def test_tpu_pod_recreates_what_was_pre_empted(tmp_path, answers, code, calls):
   assert run.returncode == code, run.stderr
   lines = (tmp_path / "calls").read_text().splitlines()
   done = [line.split()[3] for line in lines if line.split()[3] != "describe"]
-  assert " ".join(done[1:]) == calls, run.stderr  # the first deletes what an earlier run left
+  assert " ".join(done[1:]) == calls, run.stderr  # the first deletes an old slice
   assert all("--zone=b" in line for line in lines)
   remote = next(line for line in lines if " ssh " in line)
   assert "--worker=all" in remote
@@ -154,10 +154,10 @@ def test_tpu_pod_recreates_what_was_pre_empted(tmp_path, answers, code, calls):
 
 
 def test_jobset_has_what_its_api_and_a_tpu_slice_need():
-  """Field by field; the schema itself (a megabyte) is not kept here."""
+  """Checks single fields, because the schema (a megabyte) is not in the repository."""
   text = (LAUNCH / "gke_jobset.yaml").read_text()
   body = "".join(line for line in text.splitlines(keepends=True) if not line.startswith("#"))
-  assert re.findall(r"\$\w+", body) == ["$IMAGE"]  # all that envsubst replaces
+  assert re.findall(r"\$\w+", body) == ["$IMAGE"]  # the only variable that envsubst replaces
   jobset = yaml.safe_load(text)
   assert jobset.keys() == {"apiVersion", "kind", "metadata", "spec"}
   assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
@@ -183,7 +183,7 @@ def test_jobset_restarts_without_limit_after_pre_emption_alone():
   job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
   pod = job["template"]["spec"]
   assert job["backoffLimit"] == 0
-  assert pod["restartPolicy"] == "Never"  # a policy of failures allows no other
+  assert pod["restartPolicy"] == "Never"  # required by podFailurePolicy
   assert pod["terminationGracePeriodSeconds"] >= 120
   code, disruption = job["podFailurePolicy"]["rules"]
   assert code == {
@@ -208,7 +208,7 @@ def test_sky_yaml_runs_the_script_for_one_node():
   known = {"name", "resources", "workdir", "envs", "file_mounts", "setup", "run"}
   assert task.keys() == known
   assert task["resources"]["job_recovery"] == {"recover_on_exit_codes": [128 + signal.SIGTERM]}
-  assert task["envs"] == {"BUCKET": None}  # has to be given
+  assert task["envs"] == {"BUCKET": None}  # must be given
   assert task["file_mounts"]["/bucket"]["source"] == "$BUCKET"
   for script in (task["setup"], task["run"]):
     subprocess.run(["bash", "-n", "-c", script], check=True, timeout=60)

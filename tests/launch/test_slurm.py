@@ -29,7 +29,7 @@ pytestmark = [
   pytest.mark.skipif(None in PROGRAMS.values(), reason="slurm-wlm and munge are not installed"),
 ]
 
-# Requeued jobs wait until their old credentials have expired, by default two minutes.
+# Requeued jobs wait until their old credentials expire, by default two minutes.
 CONF = """
 ClusterName=test
 SlurmctldHost=localhost
@@ -63,7 +63,7 @@ PartitionName=all Nodes=localhost Default=YES
 
 
 def wait_until(is_so, what, seconds=1800):
-  """Asks until the answer is true, and returns it; generous, for a machine that is busy."""
+  """Polls until the answer is true, and returns it; the timeout is long, for busy machines."""
   deadline = time.monotonic() + seconds
   while not (answer := is_so()):
     assert time.monotonic() < deadline, f"{what} did not happen within {seconds} seconds"
@@ -107,7 +107,7 @@ def slurm(tmp_path_factory, venv):
   def start(name, *arguments):
     with (root / f"{name}.out").open("wb") as out:
       command = [PROGRAMS[name], *arguments]
-      # A session of its own: a signal to the terminal is not for it.
+      # In a separate session, so that signals from the terminal do not reach it.
       daemons.append(
         subprocess.Popen(
           command, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
@@ -120,7 +120,7 @@ def slurm(tmp_path_factory, venv):
     ).stdout.strip()
 
   try:
-    # Forced, since a directory above is writable to all: /tmp.
+    # Forced, because a parent directory, /tmp, is writable by everyone.
     start("munged", "--foreground", "--force", f"--socket={root}/munge.socket", *munge)
     wait_until((root / "munge.socket").exists, "munge's start")
     start("slurmctld", "-D")
@@ -144,7 +144,7 @@ def slurm(tmp_path_factory, venv):
 
 
 def answers(slurm, *command):
-  """The output, or "" while the controller does not answer."""
+  """The output, or "" while the controller does not respond."""
   try:
     return slurm(*command)
   except subprocess.CalledProcessError:
@@ -152,9 +152,9 @@ def answers(slurm, *command):
 
 
 def submit(slurm, workdir):
-  """Submits the digits run to two tasks; returns the job's number and its log file.
+  """Submits the digits run with two tasks; returns the job's number and its log file.
 
-  Groups that lie on one device, since messages between the processes take long on a busy machine.
+  Each group is on one device, because communication between processes is slow on a busy machine.
   """
   log = workdir.with_suffix(".log")
   options = ("--parsable", "--ntasks-per-node=2", f"--output={log}")
@@ -163,7 +163,7 @@ def submit(slurm, workdir):
 
 
 def end_of(slurm, job, log):
-  """Waits for the job's end; its state and exit code as Slurm says them."""
+  """Waits for the job to end; returns its state, exit code and restarts as reported by Slurm."""
 
   def ended():
     fields = dict(re.findall(r"(\w+)=(\S*)", slurm("scontrol", "--oneliner", "show", "job", job)))
@@ -179,7 +179,7 @@ def end_of(slurm, job, log):
 def rows(workdir):
   path = workdir / "metrics.jsonl"
   lines = path.read_text().splitlines() if path.exists() else []
-  # A line may be half written.
+  # The last line may be incomplete.
   return [json.loads(line) for line in lines if line.endswith("}")]
 
 
@@ -189,7 +189,7 @@ def evaluations(workdir):
 
 @pytest.fixture(scope="module")
 def undisturbed(slurm, tmp_path_factory):
-  """The workdir of the digits run in two tasks, and its log."""
+  """The workdir of the digits run with two tasks, and its log."""
   workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
   job, log = submit(slurm, workdir)
   assert end_of(slurm, job, log) == ("COMPLETED", "0:0", 0)
@@ -205,7 +205,7 @@ def test_digits_run_of_two_tasks(undisturbed):
   assert (last["epoch"], last["num_examples"]) == (20, 360)
   assert len(list(workdir.glob("**/metrics.jsonl"))) == 1
   steps = [row["step"] for row in rows(workdir) if row["split"] == "train"]
-  assert steps == sorted(set(steps))  # one process wrote
+  assert steps == sorted(set(steps))  # only one process wrote
 
 
 def test_a_stopped_job_saves_and_its_resumption_ends_as_if_undisturbed(
@@ -221,12 +221,12 @@ def test_a_stopped_job_saves_and_its_resumption_ends_as_if_undisturbed(
     return max((row["step"] for row in rows(workdir)), default=0)
 
   wait_until(lambda: newest() > 0, "the first line of metrics")
-  slurm("scancel", "--signal=TERM", job)  # to the tasks alone, as before the end of the time
+  slurm("scancel", "--signal=TERM", job)  # to the tasks only, as before the time limit
   wait_until(lambda: len(begins()) == 2 and newest() > begins()[1], "going on")
-  slurm("scontrol", "requeue", job)  # to the script and srun too, as with a pre-empted job
+  slurm("scontrol", "requeue", job)  # to the script and srun too, as in a pre-emption
   assert end_of(slurm, job, log) == ("COMPLETED", "0:0", 2)
   assert len(begins()) == 3
-  assert begins()[0] == 0 < begins()[1] < begins()[2]  # each from a save that the stop made
+  assert begins()[0] == 0 < begins()[1] < begins()[2]  # each resumes from the save at the stop
   assert evaluations(workdir) == evaluations(undisturbed[0])
   _, found = pretrained.load(workdir)
   _, expected = pretrained.load(undisturbed[0])

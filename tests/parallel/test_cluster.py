@@ -19,12 +19,12 @@ SLURM = {
     ({}, False),
     (SLURM, True),
     (SLURM | {"SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1"}, False),
-    # The shell of an allocation, or one that ssh opened in a job.
+    # The shell of an allocation, or one opened by ssh in a job.
     (SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, False),
     ({key: SLURM[key] for key in ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID")}, False),
     ({"OMPI_COMM_WORLD_SIZE": "1"}, False),
     ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1"}, True),
-    ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),  # a pod that is no part of a Job
+    ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),  # a pod outside a Job
     ({"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1"}, False),
   ],
 )
@@ -36,8 +36,8 @@ def test_only_several_processes_look_for_each_other(environment, expected):
 @pytest.mark.parametrize(
   ("environment", "message"),
   [
-    ({"OMPI_COMM_WORLD_SIZE": "2"}, "this Open MPI does not tell"),
-    ({"SLURM_STEP_NUM_TASKS": "2"}, "without SLURM_JOB_ID, SLURM_STEP_NODELIST"),
+    ({"OMPI_COMM_WORLD_SIZE": "2"}, "this Open MPI gives its processes no address"),
+    ({"SLURM_STEP_NUM_TASKS": "2"}, "no SLURM_JOB_ID, SLURM_STEP_NODELIST"),
     ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, r"jax\[k8s\]"),
   ],
 )

@@ -1,11 +1,11 @@
-"""What goes between devices in a compiled training step."""
+"""The collectives of a compiled training step."""
 
 from benchmarks import scaling
 from convmixer_jax import config as config_lib
 
 
 def test_groups_on_a_device_leave_gradients_statistics_and_metrics_alone(configs):
-  """Each is summed once over the devices, and nothing else goes between them."""
+  """Each of these is all-reduced once, and there are no other collectives."""
   config = config_lib.read(configs / "digits.py")
   config.model.update(depth=2, dim=32)
   row = scaling.measure(scaling.at_size(config, devices=4, batch_per_device=4), 4)

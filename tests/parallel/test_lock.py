@@ -1,4 +1,4 @@
-"""Who may write to a directory, with the file system's locks and without."""
+"""One writer per directory, on file systems with and without locks."""
 
 import errno
 import fcntl
@@ -24,7 +24,7 @@ from convmixer_jax.parallel import lock
 
 with lock.one_writer(pathlib.Path(sys.argv[1])):
   if os.fork() == 0:
-    time.sleep(100)  # as a data worker that outlives the run
+    time.sleep(100)  # like a data worker that outlives the run
   print("held", flush=True)
   sys.stdin.read()
 """
@@ -37,7 +37,7 @@ def ask(directory):
 
 @pytest.fixture
 def no_locks(monkeypatch):
-  """A file system that has no locks, and leases that are renewed ten times a second."""
+  """A file system without locks, and leases that are renewed ten times a second."""
 
   def refuse(descriptor, operation):
     raise OSError(errno.ENOLCK, "No locks available")
@@ -49,7 +49,7 @@ def no_locks(monkeypatch):
 
 @pytest.fixture(params=["disk", "bucket"])
 def directory(request, tmp_path, monkeypatch, no_locks):
-  """Where there are no locks; a bucket in memory."""
+  """A directory without locks: on disk, or in a bucket in memory."""
   if request.param == "disk":
     return tmp_path
   for name in ("gs", "gcs"):
@@ -60,7 +60,7 @@ def directory(request, tmp_path, monkeypatch, no_locks):
 
 @pytest.fixture
 def holder(tmp_path):
-  """A process that has `tmp_path / "run"`."""
+  """A process that holds the lock on `tmp_path / "run"`."""
   process = subprocess.Popen(
     [sys.executable, "-c", HOLDER, str(tmp_path / "run")],
     cwd=ROOT,
@@ -75,14 +75,14 @@ def holder(tmp_path):
 
 
 def test_another_process_gets_one_line_that_names_the_first(holder, tmp_path):
-  expected = rf"run is in use by process {holder.pid} on host .+ since 20.+: wait for its end, or"
+  expected = rf"run is in use by process {holder.pid} on host .+ since 20.+: wait until it ends, or"
   for _ in range(2):  # asking does not release it
     with pytest.raises(UserError, match=expected):
       ask(tmp_path / "run")
 
 
 def test_a_killed_holder_is_in_nobodys_way(holder, tmp_path):
-  """Nor is a process that it had started, and that still runs."""
+  """Nor is a child process of it that is still running."""
   holder.kill()
   holder.wait()
   assert (tmp_path / "run" / lock.FILE).exists()
@@ -102,14 +102,14 @@ def test_nothing_is_left_of_a_lock_and_of_the_directories_it_made(tmp_path):
 
 
 def test_the_process_itself_counts_too(tmp_path):
-  """POSIX would let it in, and drop the lock when the second file is closed."""
-  with lock.one_writer(tmp_path), pytest.raises(UserError, match="in use by this process"):
+  """POSIX would grant it the lock, and release it when the second descriptor is closed."""
+  with lock.one_writer(tmp_path), pytest.raises(UserError, match="already in use by this process"):
     ask(tmp_path / ".")
   ask(tmp_path)
 
 
 def test_a_lock_on_a_file_that_was_deleted_meanwhile_is_none(tmp_path, monkeypatch):
-  """The first lock is got on a file that its last user deletes after it was opened."""
+  """The first lock is on a file that its last user deletes after it was opened."""
   lockf, calls = fcntl.lockf, []
 
   def late(descriptor, operation):
@@ -139,7 +139,7 @@ def test_a_lease_that_nobody_renews_is_taken_over(directory, caplog):
   (directory / lock.FILE).write_text(dead)
   with caplog.at_level("INFO"), lock.one_writer(directory) as check:
     check()
-  assert "run.lock names process 7 on host gone since 2020; 0.25 seconds will tell" in caplog.text
+  assert "process 7 on host gone since 2020; checking for 0.25 seconds" in caplog.text
 
 
 def test_who_stood_still_learns_that_the_lease_is_lost(directory):

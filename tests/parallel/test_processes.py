@@ -1,4 +1,4 @@
-"""Real processes, joined by `jax.distributed`, with four CPU devices each."""
+"""Two processes, joined by `jax.distributed`, with four CPU devices each."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def config(configs):
 
 
 def start(workdir):
-  """Two processes of four devices, whose output is in `workdir`.0.log and .1.log."""
+  """Starts two processes of four devices, which log to `workdir`.0.log and .1.log."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
@@ -70,7 +70,7 @@ def start(workdir):
 
 
 def stop_after(step, processes, workdir, which, signum):
-  """Signals one process once `step` is saved; the exit codes, and the seconds until then."""
+  """Signals one process once `step` is saved; returns all exit codes, and the seconds it took."""
   try:
     while not (workdir / "checkpoints" / str(step)).exists():
       assert [process.poll() for process in processes] == [None, None], log(workdir, 0)
@@ -92,7 +92,7 @@ def steps(workdir):
 
 
 def losses(workdir):
-  """Of each step, which is there once."""
+  """The loss of each step; checks that every step is logged once."""
   lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
   found = [(line["step"], line["loss"]) for line in lines if line["split"] == "train"]
   assert [step for step, _ in found] == list(range(1, len(found) + 1))
@@ -110,12 +110,12 @@ def losses_on_one_device(config, count):
 
 @pytest.mark.slow
 def test_two_processes_take_the_steps_of_one_and_stop_together(config, tmp_path):
-  """SIGTERM to the second one; then one process with all eight devices goes on."""
+  """The second one gets SIGTERM; then a single process with all eight devices resumes."""
   two, one = tmp_path / "two", tmp_path / "one"
   codes, _ = stop_after(20, start(two), two, 1, signal.SIGTERM)
   assert codes == [143, 143], log(two, 0) + log(two, 1)
   stopped = steps(two)[-1]
-  assert stopped == len(losses(two)) >= 20  # both saved that step, the first one wrote it
+  assert stopped == len(losses(two)) >= 20  # both saved at that step, and the first one logged it
   assert "process 0 of 2, with 4 of 8 devices" in log(two, 0)
   assert "process 1: SIGTERM" in log(two, 1)
   assert "decoding" not in log(two, 1)
@@ -131,7 +131,7 @@ def test_two_processes_take_the_steps_of_one_and_stop_together(config, tmp_path)
 
 @pytest.mark.slow
 def test_two_processes_go_on_where_one_was_and_none_outlives_the_other(config, tmp_path):
-  """The newest checkpoint is corrupt: the first process moves it, and both begin at the other."""
+  """The latest checkpoint is corrupt: process 0 moves it, and both resume from the other one."""
   config.run.max_steps = 20
   train(config, tmp_path / "two")
   config.run.max_steps = 40
@@ -157,7 +157,7 @@ def test_two_processes_go_on_where_one_was_and_none_outlives_the_other(config, t
   [
     (("host:1", 2, None), "give all three, or none"),
     (("host", 2, 0), "--coordinator=host is not HOST:PORT"),
-    (("host:1", 2, 2), "--process_id=2 is not one of --num_processes=2: they count from 0"),
+    (("host:1", 2, 2), "--process_id=2 must be at least 0 and less than --num_processes=2"),
   ],
 )
 def test_flags_that_join_nothing_are_refused(arguments, message):
@@ -166,12 +166,12 @@ def test_flags_that_join_nothing_are_refused(arguments, message):
 
 
 def test_a_process_whose_peer_is_gone_says_so_last():
-  """The exception is the one that a killed peer causes on CPUs."""
+  """With the exception that a killed peer causes on CPUs."""
   lost = ValueError("UNKNOWN: Gloo AllGather failed: Connection reset by peer")
   lines = distributed._last_words(lost, 1, 2).splitlines()
   assert lines[-2] == f"ValueError: {lost}"
-  assert lines[-1].startswith("process 1 of 2 ends with this ValueError. It may come of the end of")
-  assert lines[-1].endswith("The same command goes on from the newest checkpoint")
+  assert lines[-1].startswith("process 1 of 2 ends with this ValueError. The cause may be that")
+  assert lines[-1].endswith("Re-running the same command resumes from the latest checkpoint")
   mistake = distributed._last_words(UserError("no such data set"), 0, 2)
   assert mistake == "process 0 of 2: error: no such data set"
 

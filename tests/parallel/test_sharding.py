@@ -50,7 +50,7 @@ def test_large_arrays_are_cut_along_their_longest_axis(fsdp, cut):
 def test_the_mesh_is_described_with_what_is_cut():
   params = {"kernel": np.zeros((64, 192)), "bias": np.zeros(192)}
   assert sharding.describe(sharding.make_mesh(), params).endswith(
-    "data=8, fsdp=1; 12,480 parameters, a copy on each device"
+    "data=8, fsdp=1; 12,480 parameters, replicated on each device"
   )
   text = sharding.describe(sharding.make_mesh(fsdp=4), params)
   assert "data=2, fsdp=4; 12,480 parameters: 1 arrays with 98.5% of them" in text

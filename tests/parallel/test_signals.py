@@ -8,7 +8,7 @@ from convmixer_jax.parallel.signals import Interrupt
 
 @pytest.fixture(autouse=True)
 def usual_handlers():
-  """A shell that starts the tests in the background has them ignore SIGINT, `nohup` SIGHUP."""
+  """Default handlers: a shell makes background jobs ignore SIGINT, and `nohup` SIGHUP."""
   usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
   before = {signum: signal.signal(signum, handler) for signum, handler in usual.items()}
   yield

@@ -28,7 +28,7 @@ def config(configs):
       {"model.num_classes": 9},
       r"num_classes is 9, but digits has 10 .*--config.model.num_classes=10",
     ),
-    ({"augment.mean": (0.5,) * 3}, r"are of 3 channels, but digits has 1"),
+    ({"augment.mean": (0.5,) * 3}, r"have 3 channels, but digits has 1"),
     ({"data.batch_size": 100}, r"config.data.batch_size is 100, which 8 devices .* multiple of 8,"),
     ({"data.batch_size": 1440}, r"only 1437 training examples: set at most \S+=1432"),
     ({"data.drop_remainder": False}, r"a last batch of 29 that 8 devices .*drop_remainder=True"),
@@ -44,7 +44,7 @@ def test_data_that_do_not_fit_are_refused(config, settings, message):
 
 
 def advice(message):
-  """The settings that an error names as flags: one {"section.key": value} for each alternative."""
+  """The settings that an error suggests: one {"section.key": value} for each alternative."""
   found = []
   for part in re.split(r"\bor\b", message):
     flags = [
@@ -56,7 +56,7 @@ def advice(message):
 
 
 def follow(config, message):
-  """Copies of the config that follow each alternative of an error's advice, parsed as flags are."""
+  """Yields a copy of the config for each alternative that an error suggests, parsed like flags."""
   for settings in advice(message):
     changed = config.copy_and_resolve_references()
     for key, text in settings.items():
@@ -69,7 +69,7 @@ def follow(config, message):
 
 
 def start(config, mesh):
-  """What a run checks, up to its first batch."""
+  """Runs all checks of a run, and builds all its batches."""
   config_lib.validate(config)
   config = resolve(config)
   for split, train in ((config.data.eval_split, False), (config.data.train_split, True)):
@@ -79,7 +79,7 @@ def start(config, mesh):
 
 
 def starts_after(config, mesh, *, steps=3):
-  """Follows all advice until the run starts."""
+  """Follows the advice of each error until the run starts."""
   try:
     start(config, mesh)
     return
@@ -174,7 +174,7 @@ def test_the_advice_works_for_a_folder(config, image_folder, settings):
 
 def test_too_few_images_for_any_batch(config, image_folder):
   as_folder(config, image_folder, train_split="test")
-  with pytest.raises(UserError, match=r"only 4 training examples: 8 devices .* take at least 8"):
+  with pytest.raises(UserError, match=r"only 4 training examples: 8 devices .* need at least 8"):
     open_split(config, sharding.make_mesh(), "test", train=True)
 
 
@@ -231,7 +231,7 @@ def test_images_of_one_size_are_cropped_on_the_device(config):
   assert batches.preprocess.crop == "none"
   scale, ratio = (0.75, 1.0), (3 / 4, 4 / 3)
   assert make_augmentation(config, sharding.make_mesh()).resized_crop == (scale, ratio, "random")
-  config.data.cache = "none"  # then the host decodes and crops
+  config.data.cache = "none"  # the host decodes and crops
   assert make_augmentation(config, sharding.make_mesh()).resized_crop is None
 
 

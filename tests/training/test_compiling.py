@@ -26,7 +26,7 @@ def test_each_compilation_is_said_once(caplog):
 
 
 def test_what_comes_out_of_the_cache_is_said(caplog):
-  """The second function is the first one again, as in another process: under no name JAX knows."""
+  """The second function has the same code, but is new to JAX, as it would be in another process."""
   source = f"def unlike_others_{os.getpid()}(x):\n  return x * {os.getpid()} + 0.125"
   found = []
   for _ in range(2):

@@ -59,7 +59,7 @@ def test_a_corrupt_example_is_left_out_and_not_counted(config, image_folder, tmp
 
 
 def test_no_more_than_two_batches_are_on_the_device(config, monkeypatch):
-  """The results of one are fetched when the next one is under way."""
+  """The results of one batch are fetched while the next one is computed."""
   config.data.eval_batch_size = 80
   evaluator = make_evaluator(config, sharding.make_mesh(), "test")
   variables = evaluator.model.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))

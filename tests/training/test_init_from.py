@@ -27,7 +27,7 @@ from convmixer_jax.training.loop import train
 
 @pytest.fixture
 def config(configs):
-  """Two steps on the digits with a small model."""
+  """Two steps on digits with a small model."""
   config = config_lib.read(configs / "digits.py")
   config.model.update(dim=8, depth=2, kernel_size=3, patch_size=2)
   config.data.cache = "none"
@@ -40,7 +40,7 @@ def of_digits(names):
 
 
 def weights_file(path, num_classes):
-  """A model of that config with its own statistics, as a directory, and its variables."""
+  """Saves a model of that config, with random running statistics; returns path and variables."""
   model = ConvMixer(8, 2, 3, 2, num_classes)
   variables = model.init(jax.random.key(7), jnp.zeros((1, 8, 8, 1)))
   stats = jax.tree.map(
@@ -68,7 +68,7 @@ def without_head(params):
 @pytest.mark.slow
 def test_a_frozen_backbone_keeps_every_bit_and_the_head_learns(config, tmp_path):
   config.init_from, variables = weights_file(tmp_path / "weights", 10)
-  # A weight of -0 is the one that adding 0 would change.
+  # Adding 0 to a weight of -0 would change its bits.
   variables["params"]["stem"]["bias"] = jnp.full((8,), -0.0)
   (tmp_path / "weights").rename(tmp_path / "old")
   bundle.save(
@@ -82,7 +82,7 @@ def test_a_frozen_backbone_keeps_every_bit_and_the_head_learns(config, tmp_path)
   assert_same_bits(state.batch_stats, variables["batch_stats"])
   change = np.abs(state.params["head"]["kernel"] - variables["params"]["head"]["kernel"])
   assert change.min() > 1e-6
-  # Adam's moments are those of the head alone.
+  # Adam has moments only for the head.
   moments = sum(x.size for x in jax.tree.leaves(state.opt_state))
   assert moments < 3 * 90 < sum(x.size for x in jax.tree.leaves(state.params))
 
@@ -158,7 +158,7 @@ def test_a_resumed_run_needs_the_weights_no_more_but_keeps_to_them(config, tmp_p
 
 @pytest.mark.slow
 def test_weights_are_evaluated_without_a_run(config, tmp_path):
-  """A run that begins with them and never moves has the same accuracy and loss."""
+  """A run that starts from them and does not change them has the same accuracy and loss."""
   config.init_from, variables = weights_file(tmp_path / "weights", 10)
   found = evaluate_weights(config)
   assert (found.pop("init_from"), found.pop("split")) == (config.init_from, "eval")
@@ -202,7 +202,7 @@ def test_nothing_is_frozen_without_weights(config):
 
 
 def with_flags(config, arguments):
-  """The config as the command would read it with these on its command line."""
+  """The config that the command reads with these flags."""
   values, argv = flags.FlagValues(), ["main", *arguments]
   config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
   values(argv)
@@ -239,8 +239,8 @@ def test_labels_that_mean_something_else_are_not_evaluated(config, tmp_path):
   config.init_from, variables = weights_file(tmp_path / "weights", 10)
   weights = pretrained.read(config.init_from)
   for number, (names, message) in enumerate((
-    ("0123456798", "label 8 is '9' to .*, but '8' in config.data.dataset=digits"),
-    ("abcdefghij", "label 0 is 'a' to .*, but '0' in"),
+    ("0123456798", "label 8 is '9' in .*, but '8' in config.data.dataset=digits"),
+    ("abcdefghij", "label 0 is 'a' in .*, but '0' in"),
   )):  # fmt: skip
     path = tmp_path / f"other{number}"
     other = TrainedModel(weights.model, variables, "gelu", of_digits(tuple(names)))
@@ -248,7 +248,7 @@ def test_labels_that_mean_something_else_are_not_evaluated(config, tmp_path):
     config.init_from = str(path)
     with pytest.raises(UserError, match=message):
       evaluate_weights(config)
-    assert init_from.read(config)  # to train on others is what weights are for
+    assert init_from.read(config)  # fine-tuning on other classes is allowed
 
 
 def test_the_activation_is_the_configs_only_if_the_weights_do_not_tell_it(config, tmp_path):

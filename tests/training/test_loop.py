@@ -22,10 +22,10 @@ from convmixer_jax.training.loop import train
 
 
 def small(configs):
-  """Two epochs of 22 steps with a small model, saved at 10, 20, 22, 30, 40 and 44."""
+  """Two epochs of 22 steps with a small model; saves at 10, 20, 22, 30, 40 and 44."""
   config = config_lib.read(configs / "digits.py")
   config.model.update(dim=8, depth=1, kernel_size=3, patch_size=2)
-  config.data.group_size = 8  # the images of one device: few messages between them
+  config.data.group_size = 8  # the images of one device, for fewer collectives
   config.run.update(epochs=2, log_every_steps=4, eval_every_epochs=1, checkpoint_every_steps=10)
   return config
 
@@ -37,7 +37,7 @@ def config(configs):
 
 @pytest.fixture(scope="module")
 def whole(configs, tmp_path_factory):
-  """The workdir of such a run, from start to end."""
+  """The workdir of such a run that was not interrupted."""
   workdir = tmp_path_factory.mktemp("whole")
   assert train(small(configs), workdir) is None
   return workdir
@@ -85,7 +85,7 @@ def test_averaged_weights_follow_their_formula_and_are_evaluated(config, tmp_pat
 
 
 def test_the_training_split_is_evaluated_in_test_mode(config, whole, tmp_path):
-  """As the Flux blog's curves are: on images without augmentation, with the running statistics."""
+  """As in the Flux blog: on images without augmentation, using the running statistics."""
   assert config.augment.crop_padding
   config.run.eval_train = True
   train(config, tmp_path)
@@ -95,7 +95,7 @@ def test_the_training_split_is_evaluated_in_test_mode(config, whole, tmp_path):
   config.data.eval_split = "train"
   expected = evaluate_checkpoint(config, tmp_path, 44)
   assert all(evaluated[-1][key] == expected[key] for key in ("loss", "accuracy"))
-  # Nothing else of the run changes.
+  # The rest of the run is the same.
   keys = ("step", "split", "loss", "accuracy")
   others = [[line[key] for key in keys] for line in found if line["split"] != "train_eval"]
   assert others == [[line[key] for key in keys] for line in lines(whole)]
@@ -115,7 +115,7 @@ def test_the_most_accurate_checkpoint_is_tested_at_the_end(config, tmp_path):
   assert evaluate_checkpoint(config, tmp_path, best["step"])["accuracy"] == last["accuracy"]
   assert last["num_examples"] == 1437
   config.data.eval_split = "test"
-  train(config, tmp_path)  # nothing left to do
+  train(config, tmp_path)  # the run is finished
   assert lines(tmp_path)[-1] == last
 
 
@@ -164,7 +164,7 @@ def test_the_workdir_holds_what_it_promises(config, whole):
 
 
 def test_a_finished_run_says_so_and_what_it_says_works(config, tmp_path, capsys):
-  """Two epochs, of which the first is better or worse: the line names the best one."""
+  """The line names the best of the two epochs."""
   workdir = tmp_path / "a run"
   train(config, workdir)
   before = (workdir / "metrics.jsonl").read_text()
@@ -178,7 +178,7 @@ def test_a_finished_run_says_so_and_what_it_says_works(config, tmp_path, capsys)
   train(config, workdir)
   assert (workdir / "metrics.jsonl").read_text() == before
   again = capsys.readouterr().out.splitlines()
-  assert again[0].startswith(f"{workdir} is finished: 44 steps are done, and nothing is left to do")
+  assert again[0].startswith(f"{workdir} is finished: 44 steps are done. To train longer")
   assert again[1:] == found[-1:]
 
 
@@ -214,7 +214,7 @@ def test_a_workdir_that_is_in_use_is_left_alone(config, tmp_path):
 
 
 def test_a_run_that_lost_its_workdir_saves_no_more(config, tmp_path, monkeypatch):
-  """As after a pause of minutes, on a file system without locks."""
+  """As if suspended for minutes, on a file system without locks."""
 
   def refuse(descriptor, operation):
     raise OSError(errno.ENOLCK, "No locks available")
@@ -241,7 +241,7 @@ def test_the_cache_of_compiled_programs_changes_no_bit(config, tmp_path):
   jax.config.update("jax_compilation_cache_dir", str(tmp_path / "cache"))
   compilation_cache.reset_cache()
   try:
-    train(config, tmp_path / "compiled")  # and kept
+    train(config, tmp_path / "compiled")  # fills the cache
     train(config, tmp_path / "kept")
     assert list((tmp_path / "cache").glob("jit_train_step-*"))
     jax.config.update("jax_enable_compilation_cache", False)
@@ -268,7 +268,7 @@ def test_the_cache_of_compiled_programs_changes_no_bit(config, tmp_path):
 def test_a_signal_saves_and_the_run_continues_from_there(
   config, whole, tmp_path, monkeypatch, signum, at
 ):
-  """At step 22 an evaluation is due, which the resumed run makes up for."""
+  """At step 22 an evaluation is due; the resumed run catches up on it."""
   advance = Writer.advance
 
   def signal_before_step_ends(writer):

@@ -24,7 +24,7 @@ def test_meter_averages_between_lines_and_is_one_step_late():
   assert [step for step, _ in lines] == [2, 4, 5]
   assert lines[0][1]["loss"] == (1 + 2) / 4
   assert lines[1][1]["loss"] == (3 + 4) / 4
-  assert lines[2][1]["loss"] == 5 / 2  # the last step, though not a multiple of 2
+  assert lines[2][1]["loss"] == 5 / 2  # the last step, although it is not a multiple of 2
   assert lines[1][1]["learning_rate"] == 0.4
   assert lines[1][1]["images_per_sec"] > 0
 

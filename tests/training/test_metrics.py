@@ -16,8 +16,8 @@ def test_sums_leave_masked_examples_out():
   log_total = np.log(np.exp(LOGITS.astype(np.float64)).sum(1))
   losses = log_total - LOGITS[np.arange(3), label]
   np.testing.assert_allclose(found["loss"], losses[:2].mean(), rtol=1e-6)
-  assert found["accuracy"] == 0.5  # the first alone
-  assert found["top5_accuracy"] == 1.0  # class 4 is the second's fifth
+  assert found["accuracy"] == 0.5  # only the first
+  assert found["top5_accuracy"] == 1.0  # class 4 has rank 5 in the second
   assert float(sums(LOGITS, one_hot(label), mask)["count"]) == 2
 
 
@@ -27,7 +27,7 @@ def test_the_loss_of_mixed_labels_is_the_mixed_loss():
   of_a, of_b, mixed = (float(sums(LOGITS, t, ones)["loss"]) for t in (a, b, 0.7 * a + 0.3 * b))
   np.testing.assert_allclose(mixed, 0.7 * of_a + 0.3 * of_b, rtol=1e-6)
   accuracies = [float(sums(LOGITS, t, ones)["accuracy"]) for t in (a, 0.7 * a + 0.3 * b)]
-  assert accuracies[0] == accuracies[1] == 1  # the class with most of the target counts
+  assert accuracies[0] == accuracies[1] == 1  # the label is the argmax of the target
 
 
 @pytest.mark.parametrize(("label", "is_in_top5"), [(0, 1.0), (4, 1.0), (5, 0.0), (6, 0.0)])

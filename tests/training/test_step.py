@@ -21,7 +21,7 @@ def config(configs):
 
 
 def steps(config, count, devices=None):
-  """The state and the mean losses of the first steps."""
+  """The state after the first steps, and their mean losses."""
   experiment = Experiment(config, sharding.make_mesh(devices, config.parallel.fsdp))
   state, losses = experiment.fresh_state(), []
   for batch in experiment.batches.iterate(0, count):
@@ -54,7 +54,7 @@ PARALLEL = {
 }
 
 
-# "data" is in "fsdp" too, where two groups of four devices share a state each.
+# "fsdp" covers "data" too: two groups of four devices share one state each.
 @pytest.mark.parametrize(
   "name", [pytest.param("data", marks=pytest.mark.slow), "fsdp", "fsdp alone, scan and remat"]
 )
@@ -84,7 +84,7 @@ EVERYTHING = {
 
 @pytest.mark.parametrize("settings", [{}, EVERYTHING], ids=["plain", "everything"])
 def test_groups_of_one_device_need_no_messages_but_the_gradient(config, settings):
-  """One all-reduce: gradients, the running statistics' mean over the groups, the metrics' sums."""
+  """One all-reduce of gradients, means of running statistics over groups, and sums of metrics."""
   config.data.group_size = 8
   config.update_from_flattened_dict(settings)
   assert collectives(config) == ["all-reduce"]
@@ -93,7 +93,7 @@ def test_groups_of_one_device_need_no_messages_but_the_gradient(config, settings
 @pytest.mark.slow
 @pytest.mark.parametrize(("batch", "group_size"), [(80, 16), (64, 16)])
 def test_groups_on_several_devices_send_their_sums_and_not_their_maps(config, batch, group_size):
-  """Ten images on each of eight devices, in groups of 16; or eight."""
+  """Ten or eight images per device on eight devices, in groups of 16."""
   config.data.update(batch_size=batch, group_size=group_size)
   config.optimizer.learning_rate = 0.001
   assert set(collectives(config)) == {"all-reduce"}
@@ -108,7 +108,7 @@ def test_without_groups_the_statistics_are_sent(config):
 
 
 def collectives(config):
-  """The names of all messages between devices in the compiled step."""
+  """The names of all collectives in the compiled step."""
   experiment = Experiment(config)
   batch = experiment.shard_batch(experiment.batches[0])
   text = experiment.train_step.lower(experiment.fresh_state(), batch).compile().as_text()
@@ -117,7 +117,7 @@ def collectives(config):
 
 
 def test_the_first_steps_are_as_they_were(config):
-  """Change these numbers only together with a reason why training should be another one."""
+  """Change these numbers only if training is meant to change, and say why."""
   config.run.update(epochs=1, log_every_steps=1, max_steps=3)
   _, losses = steps(config, 3)
   np.testing.assert_allclose(losses, [2.334402, 2.289921, 2.331097], rtol=1e-4)
@@ -125,12 +125,12 @@ def test_the_first_steps_are_as_they_were(config):
 
 @pytest.mark.parametrize("name", trajectory.RECIPES)
 def test_twenty_steps_are_pytorchs(name):
-  """Same weights, batches, schedule, clipping and decay; see `golden/make_trajectory.py`."""
+  """With the same weights, batches, schedule, clipping and decay: `golden/make_trajectory.py`."""
   golden = trajectory.load(name)
   losses, norms, variables = trajectory.run(name)
   np.testing.assert_allclose(losses, golden["loss"], rtol=2e-5)
   np.testing.assert_allclose(norms, golden["grad_norm"], rtol=1e-3)
-  assert (golden["grad_norm"] > 0.7).sum() > 5  # so clipping is seen
+  assert (golden["grad_norm"] > 0.7).sum() > 5  # clipping takes effect
   assert golden["loss"][-1] < golden["loss"][0] - 0.1
   for part, tolerance in (("batch_stats", 1e-4), ("params", 1e-3)):
     assert jax.tree.structure(variables[part]) == jax.tree.structure(golden["after"][part])
@@ -140,9 +140,9 @@ def test_twenty_steps_are_pytorchs(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["mean", "sum"])
 def test_accumulated_parts_give_the_gradient_of_the_batch(config, loss):
-  """With groups as large as the parts they have the same statistics as the batch in one go.
+  """With groups as large as the parts, parts and whole batch have the same batch statistics.
 
-  The running ones differ: each part moves them once, as the steps of one PyTorch process do.
+  The running statistics differ: each part updates them once, as in a single PyTorch process.
   """
   config.optimizer.update(learning_rate=0.001, eps=1e-3)
   config.step.loss = loss

@@ -198,7 +198,7 @@ def test_a_corrupt_record_is_skipped_and_a_cut_file_ends_the_run(tfds_dir, tmp_p
   file.write_bytes(file.read_bytes()[:-100])
   for _ in range(2):
     source = open_source("ants_and_bees", "train", str(root))
-    with pytest.raises(UserError, match=re.escape(str(file)) + " is missing, cut short or"):
+    with pytest.raises(UserError, match=re.escape(str(file)) + " is missing, truncated or"):
       dataclasses.replace(batches, source=source, corrupt_examples=CorruptExamples(limit=10))[0]
     file.unlink(missing_ok=True)
 

@@ -58,7 +58,7 @@ def test_labels_follow_the_number_where_validation_images_are_missing(archives, 
   "files, message",
   [
     ([], "--manual_dir=.*photos has no directories.*SPLIT/CLASS"),
-    (["train/1.jpg"], "photos/train has no directories of classes.*SPLIT/CLASS"),
+    (["train/1.jpg"], "photos/train has no class directories.*SPLIT/CLASS"),
     (["train/a/1.jpg", "train/b/x.txt"], "train/b has no images.*add some or remove it.*[.]jpg"),
     (["train/a/1.jpg", "train/b/2.jpg", "val/a/3.jpg"], "Only one of .*train and .*val has b"),
     (["my-split/a/1.jpg"], "my-split: rename it"),
@@ -87,7 +87,7 @@ def test_imagenet_tar_that_is_cut_off(kept, archives, tmp_path):
   tar = archives / "ILSVRC2012_img_val.tar"
   content = tar.read_bytes().rstrip(b"\0")
   tar.write_bytes((content + bytes(1024))[: len(content) + kept])
-  with pytest.raises(UserError, match=r"ILSVRC2012_img_val.tar is cut off"):
+  with pytest.raises(UserError, match=r"ILSVRC2012_img_val.tar is truncated"):
     prepare.prepare("imagenet2012", data_dir=str(tmp_path), manual_dir=str(archives))
 
 

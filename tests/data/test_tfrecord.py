@@ -74,7 +74,7 @@ def test_a_corrupt_file_is_named(tmp_path, corruption):
   else:
     del content[200 if corruption == "cut" else 120 :]
   path.write_bytes(content)
-  with pytest.raises(UserError, match=r"file is cut short or corrupt"):
+  with pytest.raises(UserError, match=r"file is truncated or corrupt"):
     list(tfrecord.records(path))
 
 
@@ -115,9 +115,9 @@ def test_a_file_that_was_lost_is_converted_again_as_the_error_says(as_tfrecord, 
 @pytest.mark.parametrize(
   ("spoil", "message"),
   [
-    (lambda file: file.unlink(), "tfrecord-00001-of-00003 is missing: bring it back"),
-    (lambda file: file.write_bytes(file.read_bytes()[:-1]), "00001-of-00003 is cut short"),
-    (lambda file: file.write_bytes(b""), "has 0 records, but dataset_info.json counts 3"),
+    (lambda file: file.unlink(), "tfrecord-00001-of-00003 is missing: restore it"),
+    (lambda file: file.write_bytes(file.read_bytes()[:-1]), "00001-of-00003 is truncated"),
+    (lambda file: file.write_bytes(b""), "has 0 records, but dataset_info.json says 3"),
   ],
 )
 def test_what_cannot_be_converted_is_named_and_leaves_no_trace(as_tfrecord, spoil, message):

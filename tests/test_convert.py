@@ -58,12 +58,12 @@ def test_what_the_source_does_not_tell_stays_open(variables, tmp_path, caplog):
   pretrained.save(source, TrainedModel(MODEL, variables, None))
   for target in ("a.safetensors", "a"):
     convert.convert(str(source), tmp_path / target)
-    assert "plain.safetensors does not tell its activation; 'gelu' is assumed" in caplog.text
+    assert "plain.safetensors does not state its activation; assuming 'gelu'" in caplog.text
     assert "--activation=relu" in caplog.text
     caplog.clear()
     found = pretrained.read(tmp_path / target)
     assert (found.activation, found.preprocessing) == (None, None)
-    assert f"{target} does not tell its activation" in caplog.text  # each time anew
+    assert f"{target} does not state its activation" in caplog.text  # each time anew
     caplog.clear()
   for target in ("b.safetensors", "b"):  # the flag makes it one, of a directory too
     convert.convert(str(tmp_path / "a"), tmp_path / target, activation="relu")
@@ -115,7 +115,7 @@ def test_what_is_read_again_and_differs_is_removed(variables, tmp_path, monkeypa
     save(path, dataclasses.replace(weights, variables=changed), **options)
 
   monkeypatch.setattr(pretrained, "save", corrupt)
-  with pytest.raises(UserError, match="was not what was written"):
+  with pytest.raises(UserError, match="was read back with other content"):
     convert.convert(str(tmp_path / "a"), tmp_path / "b.safetensors")
   assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
@@ -128,9 +128,9 @@ def test_the_command(variables, tmp_path, run_command):
   )
   for arguments, message in (
     (("a", "b.safetensors"), "b.safetensors exists already"),
-    (("a", "b.onnx"), "ends with .onnx: a target is a .safetensors file"),
-    (("none", "c"), "is no file, no workdir of a run, and no model"),
-    (("a",), "a source and a target are needed, not 1 names"),
+    (("a", "b.onnx"), "ends with .onnx: the target must be a .safetensors file"),
+    (("none", "c"), "is not a file, the workdir of a run, or a model"),
+    (("a",), "expected a source and a target, got 1 names"),
   ):
     with pytest.raises(UserError, match=message) as error:
       run_command(convert, *(tmp_path / name for name in arguments))

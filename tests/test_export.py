@@ -127,8 +127,11 @@ def test_beside_stablehlo_lies_what_its_images_need(weights, tmp_path):
   assert told == dataclasses.replace(NEEDS, image_size=16)
   assert call(np.zeros((3, 16, 16, 3), np.float32)).shape == (3, 5)
   for text, message in (
-    (json.dumps(NEEDS.to_dict(5)), r"a.bin.json is corrupt or not of a.bin: input_size is \[3, 8,"),
-    ("{", "is corrupt or not of a.bin"),
+    (
+      json.dumps(NEEDS.to_dict(5)),
+      r"json is corrupt or does not belong to a.bin: input_size is \[3, 8,",
+    ),
+    ("{", "is corrupt or does not belong to a.bin"),
     (json.dumps({**found, "num_classes": 4}), "num_classes is 4"),
   ):
     (tmp_path / "a.bin.json").write_text(text)
@@ -150,5 +153,5 @@ def test_what_weights_do_not_tell_is_not_made_up(weights, tmp_path, caplog):
   assert not list(tmp_path.iterdir())
   told = dataclasses.replace(unknown, activation="relu")
   export.export(told, tmp_path / "b", 8)
-  assert "b.json is not written: the weights do not tell" in caplog.text
+  assert "b.json is not written: the weights do not say" in caplog.text
   assert not (tmp_path / "b.json").exists()

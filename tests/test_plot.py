@@ -159,7 +159,7 @@ def test_report_of_a_run(workdir, drawn):
     f"predicted: {predicted[first]}, {100 * probabilities[first].max():.1f}\xa0%"
     f"true: {labels[first]}, {100 * probabilities[first, labels[first]]:.1f}\xa0%example {first}"
   ) in page.text
-  assert f"{len(wrong)} of 360 images are wrong" in page.text
+  assert f"{len(wrong)} of 360 images are misclassified" in page.text
 
   assert all(r.startswith(("data:image/", "#")) for r in page.references)
   assert sum(r.startswith("data:image/svg+xml") for r in page.references) == 5
@@ -187,7 +187,7 @@ def test_the_newest_readable_checkpoint_counts(workdir, drawn):
   _, labels, probabilities = answers_by_hand(workdir, 22)
   right = 100 * (probabilities.argmax(1) == labels).mean()
   title = drawn["confusion_matrix"].axes[0].get_title()
-  assert title == f"Evaluation, step 22: {right:.2f} % of 360 images are right"
+  assert title == f"Evaluation, step 22: {right:.2f} % of 360 images are correct"
 
 
 def test_a_run_that_has_just_begun(workdir, drawn, capsys):
@@ -197,7 +197,7 @@ def test_a_run_that_has_just_begun(workdir, drawn, capsys):
   files = plot.draw_run(workdir)
   assert sorted(drawn) == ["curves", "learning_rate"]
   page = Page(files[-1].read_text())
-  assert "Not all of this report could be made" in page.text
+  assert "Parts of this report are missing" in page.text
   assert "has no checkpoint" in page.text
   assert "has no checkpoint" in capsys.readouterr().err
   assert "training" in page.cells
@@ -206,7 +206,7 @@ def test_a_run_that_has_just_begun(workdir, drawn, capsys):
   drawn.clear()
   page = Page(plot.draw_run(workdir)[-1].read_text())
   assert sorted(drawn) == ["curves"]
-  assert "Nothing is recorded yet." in page.text
+  assert "Nothing recorded yet." in page.text
   assert "nan" not in page.text.lower()
 
 
@@ -235,7 +235,7 @@ def test_colour_images_of_files(image_folder, tmp_path, drawn):
   assert drawn["patch_embedding"].axes[0].images[0].get_array().shape == (28, 28, 3)
   for image in page.pixels():
     assert image.shape == (40, 40, 3)
-  wrong = int(page.text.split(" of 4 images are wrong")[0].split()[-1])
+  wrong = int(page.text.split(" of 4 images are misclassified")[0].split()[-1])
   assert len(page.pixels()) == wrong
 
 
@@ -293,7 +293,7 @@ def test_several_runs_and_a_sweep(workdir, tmp_path, drawn):
   plot.draw_sweep(tmp_path / "sweep", claimed={"dim 16": 91.26})
   claimed = [x for x in drawn["accuracy"].axes[0].lines if "claimed" in str(x.get_label())]
   assert [(list(x.get_xdata()), list(x.get_ydata())) for x in claimed] == [([16], [91.26])]
-  with pytest.raises(UserError, match="'depth 16'; there are: dim 8; dim 16"):
+  with pytest.raises(UserError, match="'depth 16'; it has: dim 8; dim 16"):
     plot.draw_sweep(tmp_path / "sweep", claimed={"depth 16": 91.26})
 
 
@@ -315,10 +315,10 @@ def test_the_command(workdir, tmp_path, run_command):
 
 def test_mistakes_get_one_line(workdir, tmp_path, run_command):
   for arguments, message in (
-    ((), "which run?"),
+    ((), "no workdir given"),
     ((workdir, tmp_path / "none"), "config.json does not exist"),
-    ((workdir, "--block=3"), f"^--block=3: the blocks of {workdir} are 1 to 2$"),
-    ((workdir, "--claimed=depth 4"), "^--claimed='depth 4' has to be a model, a colon and percent"),
+    ((workdir, "--block=3"), f"^--block=3: {workdir} has blocks 1 to 2$"),
+    ((workdir, "--claimed=depth 4"), "^--claimed='depth 4' must be MODEL: PERCENT"),
   ):
     with pytest.raises(UserError, match=message) as error:
       run_command(plot, *arguments)
@@ -332,7 +332,7 @@ def test_what_the_command_lacks_it_says_how_to_install(workdir, package):
   command = [sys.executable, "-c", code, str(workdir)]
   run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
   assert run.returncode == 1
-  assert run.stderr == f"error: pictures need {package}: pip install 'convmixer-jax[plot]'\n"
+  assert run.stderr == f"error: plotting needs {package}: pip install 'convmixer-jax[plot]'\n"
 
 
 def test_a_sweep_without_results(tmp_path):

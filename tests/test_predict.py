@@ -192,7 +192,7 @@ def weights_of(model, channels, preprocessing=None):
 def test_weights_that_tell_nothing_get_imagenets_preprocessing_with_a_warning(caplog):
   weights = weights_of(ConvMixer(8, 1, 3, 7, 1000), 3)
   assert predict.preprocessing_of(weights, "plain.pth") == imagenet()
-  assert "plain.pth does not tell how images are preprocessed; ImageNet's way is" in caplog.text
+  assert "plain.pth does not say how images are preprocessed; assuming ImageNet's" in caplog.text
   told = imagenet()
   assert (told.image_size, told.crop_fraction) == (224, 0.96)
   assert (told.mean, told.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -203,7 +203,7 @@ def test_weights_that_tell_nothing_get_imagenets_preprocessing_with_a_warning(ca
   assert numbered.class_names == ("class 0", "class 1", "class 2") and numbered.image_size == 32
   with pytest.raises(UserError, match=r"patches of 9: set --image_size=216"):
     predict.preprocessing_of(weights_of(ConvMixer(8, 1, 3, 9, 3), 3), "plain.pth")
-  with pytest.raises(UserError, match="1 channels, and does not tell how these are normalised"):
+  with pytest.raises(UserError, match="1 channels, and does not say how they are normalised"):
     predict.preprocessing_of(weights_of(ConvMixer(8, 1, 3, 8, 3), 1), "plain.pth")
 
 
@@ -258,7 +258,9 @@ def test_predictions_are_those_of_the_runs_evaluation_from_every_format(
 def test_a_computation_takes_no_other_size_or_activation(run_of_digits, tmp_path):
   export.export(pretrained.read(run_of_digits[0] / "run"), tmp_path / "a.stablehlo")
   for activation, size in (("relu", None), (None, 16)):
-    with pytest.raises(UserError, match="is a computation, for images of 8 pixels: leave"):
+    with pytest.raises(
+      UserError, match="for one activation and images of 8 pixels: drop"
+    ):
       predict._open(str(tmp_path / "a.stablehlo"), activation, size)
 
 
@@ -317,7 +319,7 @@ def test_names_of_a_run(configs, tmp_path, caplog):
   assert workdir.preprocessing_of(config, tmp_path).class_names == tuple("0123456789")
   config.data.update(dataset="folder", data_dir="/nowhere")
   assert workdir.preprocessing_of(config, tmp_path).class_names is None
-  assert "names of the classes are not known, because data are missing" in caplog.text
+  assert "class names are unknown, because the data are missing" in caplog.text
   config.data.dataset = "imagenet2012"
   assert workdir.preprocessing_of(config, tmp_path).class_names[1] == "goldfish"
 

@@ -136,14 +136,14 @@ def test_a_mistake_ends_the_command_with_one_line_and_status_1(tmp_path):
   [
     (("cifar11",), '"cifar11" is not a dataset: use cifar10, .*, folder, or'),
     (("folder",), "--name=None: folder needs a name"),
-    (("folder", "--name=My-Set"), "--name=My-Set: folder needs a name of lower case"),
-    (("folder", "--name=digits"), "--name=digits is a dataset already"),
-    (("folder", "--name=cifar10"), "--name=cifar10 is a dataset already"),
+    (("folder", "--name=My-Set"), "--name=My-Set: a folder needs a name of lower-case"),
+    (("folder", "--name=digits"), "--name=digits is already"),
+    (("folder", "--name=cifar10"), "--name=cifar10 is already"),
     (
       ("imagenet2012",),
       "data/downloads/manual/ILSVRC2012_img_train.tar .*image-net.org.*python -m",
     ),
-    ((), "one dataset is needed, not 0; see --help"),
+    ((), "expected one dataset, got 0; see --help"),
   ],
 )
 def test_mistakes_of_the_command_line(arguments, message, tmp_path, run_command):
@@ -172,7 +172,7 @@ def test_other_file_format_in_the_way(archives, tmp_path):
   prepare.prepare("cifar10", data_dir=str(tmp_path), manual_dir=str(archives))
   info = tmp_path / "cifar10/3.0.2/dataset_info.json"
   info.write_text(info.read_text().replace('"array_record"', '"riegeli"'))
-  with pytest.raises(UserError, match=r"3.0.2 is there, but not as ArrayRecord"):
+  with pytest.raises(UserError, match=r"3.0.2 exists, but not as ArrayRecord"):
     prepare.prepare("cifar10", data_dir=str(tmp_path), manual_dir=str(archives))
 
 

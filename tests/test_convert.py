@@ -21,7 +21,7 @@ NEEDS = Preprocessing(
 
 @pytest.fixture
 def variables():
-  """With statistics that are not those of the initialisation."""
+  """Variables with non-initial running statistics."""
   variables = MODEL.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
   return jax.tree.map(lambda x: x + jax.random.uniform(jax.random.key(1), x.shape), variables)
 
@@ -53,7 +53,7 @@ def test_a_way_round_all_kinds_changes_no_bit(variables, tmp_path):
 
 
 def test_what_the_source_does_not_tell_stays_open(variables, tmp_path, caplog):
-  """Neither the assumed activation nor ImageNet's preprocessing becomes a fact on the way."""
+  """An assumed activation or preprocessing is not written to the target."""
   source = tmp_path / "plain.safetensors"
   pretrained.save(source, TrainedModel(MODEL, variables, None))
   for target in ("a.safetensors", "a"):
@@ -63,9 +63,9 @@ def test_what_the_source_does_not_tell_stays_open(variables, tmp_path, caplog):
     caplog.clear()
     found = pretrained.read(tmp_path / target)
     assert (found.activation, found.preprocessing) == (None, None)
-    assert f"{target} does not state its activation" in caplog.text  # each time anew
+    assert f"{target} does not state its activation" in caplog.text  # every time
     caplog.clear()
-  for target in ("b.safetensors", "b"):  # the flag makes it one, of a directory too
+  for target in ("b.safetensors", "b"):  # the flag is stored, also in a directory
     convert.convert(str(tmp_path / "a"), tmp_path / target, activation="relu")
     assert pretrained.load(tmp_path / target)[0].activation == "relu"
     assert not caplog.text

@@ -26,7 +26,7 @@ def model():
 
 @pytest.fixture
 def variables(model):
-  """With statistics that are not those of the initialisation."""
+  """Variables with non-initial running statistics."""
   variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
   stats = jax.tree.map(
     lambda x: x + jax.random.uniform(jax.random.key(1), x.shape), variables["batch_stats"]
@@ -50,18 +50,18 @@ def test_what_is_written_gives_the_logits(weights, tmp_path):
 
 @pytest.mark.parametrize("depthwise", [None, "pallas"])
 def test_one_stablehlo_file_is_for_all_platforms(model, variables, depthwise):
-  """Each has its convolution of its own, and nothing is called that a program may lack."""
+  """Each platform has its own convolution, and no custom calls are needed."""
   model = model.clone(depthwise=depthwise)
   exported = jax.export.deserialize(bytearray(stablehlo.serialize(model, variables, (8, 8, 3))))
   assert exported.platforms == ("cpu", "cuda", "tpu")
   assert str(exported.in_avals[0].shape[0]) == "b"
   module = exported.mlir_module()
   assert set(re.findall(r"custom_call @(\w+)", module)) <= {"shape_assertion"}
-  assert "feature_group_count = 8" in module  # XLA's grouped convolution, for all but CPU
+  assert "feature_group_count = 8" in module  # XLA's grouped convolution, on all platforms but CPU
   image = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
   on_cpu = jax.jit(exported.call).lower(image).compile().as_text()
   assert "feature_group_count" not in on_cpu
-  assert "conditional" not in on_cpu  # the platform is known when it is compiled
+  assert "conditional" not in on_cpu  # the platform is resolved at compile time
 
 
 def test_a_mismatch_fails_and_leaves_nothing(weights, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Pictures and report of a tiny run, checked against its files and its model."""
+"""Figures and report of a tiny run, checked against its files and its model."""
 
 import base64
 import html
@@ -37,7 +37,7 @@ DIGITS = ROOT / "configs" / "digits.py"
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-  """The workdir of 44 steps with a small model, saved at 22 and 44."""
+  """The workdir of a small model after 44 steps, with checkpoints at 22 and 44."""
   workdir = tmp_path_factory.mktemp("tiny")
   config = config_lib.read(DIGITS)
   config.model.update(dim=8, depth=2, kernel_size=3, patch_size=2)
@@ -54,7 +54,7 @@ def workdir(finished, tmp_path):
 
 @pytest.fixture
 def drawn(monkeypatch):
-  """Collects the figures by the names of their files instead of writing them."""
+  """Collects the figures by file name instead of writing them."""
   found = {}
 
   def save(figure, directory, name):
@@ -66,7 +66,7 @@ def drawn(monkeypatch):
 
 
 class Page(html.parser.HTMLParser):
-  """The references, the cells and the text of a page."""
+  """Parses the links, the table cells and the text of a page."""
 
   def __init__(self, text):
     super().__init__()
@@ -98,7 +98,7 @@ def lines(workdir):
 
 
 def answers_by_hand(workdir, step=None):
-  """Images and labels of the test split, and the probabilities of the checkpoint."""
+  """Images and labels of the test split, and the predicted probabilities of a checkpoint."""
   config = config_lib.read_json(workdir / "config.json")
   variables, _ = restore_variables(config, sharding.make_mesh(), workdir, step)
   source = open_source("digits", "test")
@@ -122,7 +122,7 @@ def test_pictures_show_the_metrics_and_the_weights_of_the_run(workdir, drawn):
     assert list(line.get_ydata()) == [100 * x["accuracy"] for x in expected]
   planned, recorded = drawn["learning_rate"].axes[0].lines
   assert list(recorded.get_ydata()) == [x["learning_rate"] for x in of_split["train"]]
-  # The plan, which knows nothing of the records, goes through them.
+  # The plan is computed independently of the recorded values, and goes through them.
   np.testing.assert_allclose(
     np.interp(recorded.get_xdata(), *planned.get_data()), recorded.get_ydata(), atol=1e-6
   )
@@ -130,13 +130,13 @@ def test_pictures_show_the_metrics_and_the_weights_of_the_run(workdir, drawn):
   variables, _ = restore_variables(config, sharding.make_mesh(), workdir, 44)
   kernel = np.asarray(variables["params"]["blocks_1"]["depthwise"]["kernel"])
   grid = drawn["depthwise_kernels"].axes[1].images[0].get_array()
-  np.testing.assert_array_equal(grid[1:7:2, 1:7:2], kernel[:, :, 0, 0])  # each pixel twice
+  np.testing.assert_array_equal(grid[1:7:2, 1:7:2], kernel[:, :, 0, 0])  # pixels are doubled
   grid = drawn["patch_embedding"].axes[0].images[0].get_array()
   np.testing.assert_array_equal(
     grid[1:7:3, 1:7:3], np.asarray(variables["params"]["stem"]["kernel"])[:, :, 0, 0]
   )
   assert "tiny, step 44" in drawn["patch_embedding"].axes[0].get_title()
-  assert "confusion_matrix" not in drawn  # which would need the data
+  assert "confusion_matrix" not in drawn  # it would need the data
 
 
 def test_report_of_a_run(workdir, drawn):
@@ -231,7 +231,7 @@ def test_colour_images_of_files(image_folder, tmp_path, drawn):
   config.run.epochs = 1
   train(config, tmp_path)
   page = Page(plot.draw_run(tmp_path)[-1].read_text())
-  assert "depthwise_kernels" not in drawn  # there are no blocks
+  assert "depthwise_kernels" not in drawn  # the model has no blocks
   assert drawn["patch_embedding"].axes[0].images[0].get_array().shape == (28, 28, 3)
   for image in page.pixels():
     assert image.shape == (40, 40, 3)
@@ -286,7 +286,7 @@ def test_several_runs_and_a_sweep(workdir, tmp_path, drawn):
   plot.draw_together([workdir, tmp_path / "sweep/model.dim=8,model.depth=2"], tmp_path / "out")
   plans = drawn["learning_rate"].axes[0].lines
   np.testing.assert_array_equal(plans[0].get_data(), plans[2].get_data())
-  plot.draw_together([workdir, workdir], tmp_path / "out")  # names that are not enough
+  plot.draw_together([workdir, workdir], tmp_path / "out")  # equal names
   assert drawn["curves"].axes[0].lines[0].get_label() == f"{workdir}: train"
   assert len(read_history(workdir).lines) == len(lines(workdir))
 

@@ -1,4 +1,4 @@
-"""`prepare`: downloads, the command, and its refusals."""
+"""`prepare`: downloads, the command line, and its errors."""
 
 import functools
 import gzip
@@ -22,7 +22,7 @@ from tests.archives import make, write_image
 
 
 def run(*arguments):
-  """`python -m convmixer_jax.prepare` as a user runs it."""
+  """Runs `python -m convmixer_jax.prepare` in a subprocess."""
   command = [sys.executable, "-m", "convmixer_jax.prepare", *map(str, arguments)]
   return subprocess.run(command, capture_output=True, text=True)
 
@@ -49,7 +49,7 @@ def test_downloads_and_refuses_a_corrupt_download(archives, tmp_path, monkeypatc
 
 @pytest.fixture(params=["closed", "silent"])
 def dead_port(request, monkeypatch):
-  """A port of this machine that refuses connections, or takes them and never answers."""
+  """A local port that refuses connections, or accepts them and never responds."""
   with socket.socket() as server:
     server.bind(("127.0.0.1", 0))
     if request.param == "silent":
@@ -63,7 +63,7 @@ def test_the_longest_wait_for_a_network_is_short():
   assert 2 * connect + read <= 20
 
 
-@pytest.mark.filterwarnings("ignore:unclosed")  # requests leaves the connection to the collector
+@pytest.mark.filterwarnings("ignore:unclosed")  # requests leaves it to the garbage collector
 def test_no_network_for_cifar10(dead_port, tmp_path, monkeypatch, caplog):
   url = f"http://127.0.0.1:{dead_port}/cifar-10-binary.tar.gz"
   layout = builders.Cifar10(data_dir=tmp_path)._cifar_info
@@ -117,7 +117,7 @@ def test_folder_command(tmp_path, run_command):
       assert record["image"] == (photos / split / name).read_bytes()
       assert name.startswith("ab"[record["label"]] + "/")
 
-  # Again, with nothing to read from: it says so and leaves everything as it is.
+  # Run again without the images: reports the prepared dataset, and changes nothing.
   before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
   assert "was prepared already" in run_command(
     prepare, "folder", "--name=my_set", f"--data_dir={data}"

@@ -1,4 +1,4 @@
-"""The builders of `prepare` against what TFDS with TensorFlow wrote (golden/prepare.json)."""
+"""The builders of `prepare`, compared with TFDS and TensorFlow (golden/prepare.json)."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""Conversion of TFRecord files, which are written here with TensorBoardX's checksums."""
+"""Conversion of TFRecord files, which these tests write with TensorBoardX's checksums."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def write_tfrecord(path, records):
 
 @pytest.fixture
 def as_tfrecord(tfds_dir, tmp_path):
-  """A copy of `tfds_dir` as TFDS writes it by default, train in three files; and the original."""
+  """A copy of `tfds_dir` in TFDS's default format, with train in three shards; and the original."""
   root = tmp_path / "my data"
   shutil.copytree(tfds_dir, root)
   directory = root / "ants_and_bees" / "1.0.0"
@@ -92,7 +92,7 @@ def test_the_refusal_names_the_command_that_converts(as_tfrecord, tfds_dir):
   assert not done.stderr
   for split in ("train", "test"):
     assert examples(root, split) == examples(tfds_dir, split)
-  assert {file: file.read_bytes() for file in before} == before  # they stay
+  assert {file: file.read_bytes() for file in before} == before  # unchanged
   assert tfds.builder("ants_and_bees", data_dir=root).info.file_format.value == "tfrecord"
   again = prepare.prepare("ants_and_bees", data_dir=str(root))
   assert "was prepared already" in again

@@ -87,13 +87,13 @@ def test_round_trip_is_bit_exact_and_notes_what_weights_do_not_tell(tmp_path, ca
   again, found = pretrained.load_torch(tmp_path / "model.safetensors")
   assert again == model
   assert_same_bits(found, variables)
-  assert "assumed" not in caplog.text and "eps=0.001" in caplog.text
+  assert "assuming" not in caplog.text and "eps=0.001" in caplog.text
   assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_written_files_are_pytorchs_bit_by_bit(tmp_path, name):
-  """The files that PyTorch wrote are the oracle."""
+  """Compares with files written by PyTorch."""
   model, variables = load_golden(name)
   for layout, oracle in (
     ("timm", safetensors.numpy.load_file(golden_file(name))),
@@ -140,9 +140,7 @@ def test_a_trainings_averaged_weights_are_taken(caplog):
   with caplog.at_level(logging.INFO):
     _, variables = pretrained.load_torch(GOLDEN / "pretrained_training.pth.tar")
   assert_same_bits(variables, load_golden()[1])
-  assert (
-    "weights in 'state_dict_ema'; ignoring: epoch, arch, args, state_dict" in caplog.text
-  )
+  assert "weights in 'state_dict_ema'; ignoring: epoch, arch, args, state_dict" in caplog.text
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
@@ -175,8 +173,8 @@ def test_the_files_name_tells_the_activation(tmp_path, caplog, monkeypatch):
     file = tmp_path / f"{name}.safetensors"
     file.write_bytes(weights)
     assert pretrained.load_torch(file)[0].activation == activation
-    assert ("assumed" in caplog.text) == (name == "model")
-  models["convmixer_8_3"]["kernel_size"] = 5  # then the file is of another model
+    assert ("assuming" in caplog.text) == (name == "model")
+  models["convmixer_8_3"]["kernel_size"] = 5  # the file no longer matches the model
   assert pretrained.load_torch(tmp_path / "convmixer_8_3_relu.safetensors")[0].activation == "gelu"
 
 
@@ -232,7 +230,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, wrong):
 
 
 class Runs:
-  """Its pickle makes a directory."""
+  """An object whose pickle creates a directory when loaded."""
 
   def __init__(self, path):
     self.path = str(path)
@@ -242,7 +240,7 @@ class Runs:
 
 
 class TorchPickler(pickle._Pickler):
-  """Writes names of PyTorch's that cannot be imported here."""
+  """Writes references to PyTorch names, which cannot be imported here."""
 
   def save(self, obj, save_persistent_id=True):
     if isinstance(obj, type) and obj.__module__.startswith("torch"):
@@ -272,7 +270,7 @@ def torch_global(module, name):
 
 
 def torch_file(path, value, compression=zipfile.ZIP_STORED, instructions=None, **entries):
-  """What `torch.save` writes for `value`, with one storage of four numbers."""
+  """Writes what `torch.save` would for `value`, with one storage of four values."""
   stream = io.BytesIO()
   if instructions is None:
     TorchPickler(stream, protocol=2).dump(value)
@@ -431,7 +429,7 @@ def test_preprocessing_and_names_are_noted_in_timms_terms(tmp_path):
 
 
 def test_an_assumed_activation_is_not_noted(tmp_path, caplog):
-  """Read and written again, a file tells no more than before."""
+  """A file that is read and written again states no more than before."""
   pretrained.save(tmp_path / "a.safetensors", pretrained.read(golden_file("relu_odd")))
   assert files.read(tmp_path / "a.safetensors")[1].keys() == {"format", "norm_epsilon"}
   caplog.clear()
@@ -443,7 +441,7 @@ def test_an_assumed_activation_is_not_noted(tmp_path, caplog):
 
 
 def test_a_released_files_name_tells_the_preprocessing(tmp_path):
-  """Of the file's own sizes and with its thousand classes only."""
+  """Only if the sizes match the name and there are a thousand classes."""
   for name, num_classes, expected in (
     ("convmixer_1024_20_ks9_p14", 1000, imagenet()),
     ("convmixer_1024_20_ks9_p14", 10, None),
@@ -529,7 +527,7 @@ def test_another_head_is_fresh_and_all_else_is_kept(caplog):
 
 @pytest.fixture
 def hub(monkeypatch):
-  """A hub whose files are `hub.files`, by repository; `hub.asked` are the files asked for."""
+  """A fake hub with `hub.files` by repository; `hub.asked` collects the requests."""
   stand_in = types.ModuleType("huggingface_hub")
   stand_in.files, stand_in.cached, stand_in.asked = {}, {}, []
 
@@ -555,7 +553,7 @@ def test_a_name_brings_the_hubs_file_and_the_activation(hub, caplog, source):
   hub.files["timm/convmixer_768_32.in1k"] = golden_file("relu_odd")
   model, variables = pretrained.load(source)
   assert hub.asked == [("timm/convmixer_768_32.in1k", "model.safetensors")]
-  assert model == MODELS["relu_odd"] and "assumed" not in caplog.text
+  assert model == MODELS["relu_odd"] and "assuming" not in caplog.text
   assert pretrained.read(source).preprocessing == imagenet()
   assert_same_bits(variables, load_golden("relu_odd")[1])
 
@@ -580,7 +578,7 @@ def test_cached_weights_need_no_network(hub):
 
 
 def test_a_hub_that_does_not_answer_is_not_waited_for(hub, monkeypatch):
-  """Whatever it is that waits: no time-out of a library ends the search for an address."""
+  """The timeout applies even to DNS lookups, which ignore the timeouts of libraries."""
   release = threading.Event()
   hub.get_hf_file_metadata = lambda url, timeout: release.wait(60)
   monkeypatch.setattr("convmixer_jax.pretrained.hub._SECONDS", 0.1)
@@ -594,7 +592,7 @@ def test_a_hub_that_does_not_answer_is_not_waited_for(hub, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("port", ["closed", "silent"])
 def test_the_command_without_a_network_ends_in_one_line(tmp_path, port):
-  """The package's own name for what goes wrong, once, and no warnings of its retries."""
+  """Prints the package's reason once, without the warnings of its retries."""
   pytest.importorskip("huggingface_hub")
   (tmp_path / "a.jpg").touch()
   with socket.socket() as listener:
@@ -609,7 +607,7 @@ def test_the_command_without_a_network_ends_in_one_line(tmp_path, port):
       env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
            "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache")},
     )  # fmt: skip
-  assert time.monotonic() - start < 40  # of which 8 at most are the hub's; the rest is imports
+  assert time.monotonic() - start < 40  # at most 8 for the hub; the rest is imports
   assert run.returncode == 1
   (line,) = run.stderr.splitlines()
   reason = "Connection refused" if port == "closed" else "timed out|no response within 8 seconds"
@@ -617,7 +615,7 @@ def test_the_command_without_a_network_ends_in_one_line(tmp_path, port):
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-  """Answers as the hub does for one file, the golden one."""
+  """Responds like the hub, for one file: the golden one."""
 
   content = golden_file("relu_odd").read_bytes()
 
@@ -649,7 +647,7 @@ def test_a_cache_that_cannot_be_written_to_only_costs_the_cache():
       capture_output=True, text=True, timeout=120,
       env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-           "HF_HOME": "/proc/none"},  # where not even root can make a directory
+           "HF_HOME": "/proc/none"},  # not even root can create a directory there
     )  # fmt: skip
     server.shutdown()
   assert (run.returncode, run.stdout) == (0, "relu\n"), run.stderr
@@ -659,7 +657,7 @@ def test_a_cache_that_cannot_be_written_to_only_costs_the_cache():
 def test_what_to_do_when_weights_cannot_be_fetched(hub, monkeypatch, caplog):
   with pytest.raises(UserError, match=r"cannot fetch timm/convmixer_1536_20.in1k: .*cache\. Unset"):
     create_model("convmixer_1536_20", pretrained=True)
-  assert not caplog.text  # the package's own warnings
+  assert not caplog.text  # no warnings from the package
   with pytest.raises(UserError, match="no released weights; available: convmixer_1536_20,"):
     create_model("convmixer_256_8_ks5_p2_cifar10", pretrained=True)
   monkeypatch.setitem(sys.modules, "huggingface_hub", None)

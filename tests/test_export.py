@@ -104,8 +104,8 @@ def test_nothing_is_written_over(weights, tmp_path, name):
   [
     ("there", "there exists already"),
     ("there/out", r"out cannot be written to \(.*there: Not a directory\)"),
-    ("out.safetensors", "is StableHLO. Weights for timm come from .*convmixer_jax.convert"),
-    ("out.onnx", "ONNX from these; docs/use.md"),
+    ("out.safetensors", "is StableHLO. For timm, run .*convmixer_jax.convert"),
+    ("out.onnx", "for ONNX, .* docs/use.md"),
   ],
 )
 def test_the_target_is_checked_before_the_weights_are_read(tmp_path, monkeypatch, out, message):

@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
 
 _WORKER_DIED = "Worker process was terminated unexpectedly"  # Grain's message
-_ATTEMPTS = 4  # to start the workers, in one iteration
+_ATTEMPTS = 4  # to run the workers, in one call of `iterate`
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,7 +48,7 @@ class CorruptExamples:
       _log.warning("skipped a corrupt example: %s", reason)
     if new:
       _log.warning(
-        "%d corrupt examples so far; the limit is config.run.max_corrupt=%d",
+        "corrupt examples so far: %d (limit: config.run.max_corrupt=%d)",
         len(self.reasons),
         self.limit,
       )

@@ -93,6 +93,6 @@ def test_imagenet_tar_that_is_cut_off(kept, archives, tmp_path):
 
 def test_imagenet_tar_with_other_files(archives, tmp_path):
   make["write_tar"](archives / "ILSVRC2012_img_val.tar", {"val/cat.JPEG": b"x"})
-  with pytest.raises(UserError, match=r"img_val.tar has a file val/cat.JPEG"):
+  with pytest.raises(UserError, match=r"img_val.tar has an unexpected file val/cat.JPEG"):
     prepare.prepare("imagenet2012", data_dir=str(tmp_path), manual_dir=str(archives))
   assert not list((tmp_path / "imagenet2012").iterdir())

@@ -11,9 +11,9 @@ def test_each_example_is_named_once_and_counted(caplog):
   messages = [record.message for record in caplog.records]
   assert messages == [
     "skipped a corrupt example: seven is torn",
-    "1 corrupt examples so far; the limit is config.run.max_corrupt=2",
+    "corrupt examples so far: 1 (limit: config.run.max_corrupt=2)",
     "skipped a corrupt example: three is torn",
-    "2 corrupt examples so far; the limit is config.run.max_corrupt=2",
+    "corrupt examples so far: 2 (limit: config.run.max_corrupt=2)",
   ]
 
 

@@ -81,7 +81,7 @@ def test_a_corrupt_file_is_named(tmp_path, corruption):
 def test_the_refusal_names_the_command_that_converts(as_tfrecord, tfds_dir):
   root = as_tfrecord.parents[1]
   before = {file: file.read_bytes() for file in as_tfrecord.glob("*.tfrecord*")}
-  with pytest.raises(UserError, match=r"holds tfrecord .*convert them in place with") as error:
+  with pytest.raises(UserError, match=r"has tfrecord .*convert them in place with") as error:
     open_source("ants_and_bees", "train", str(root))
   command = str(error.value).split("`")[1].replace("python ", f"{sys.executable} ", 1)
   done = subprocess.run(command, shell=True, capture_output=True, text=True)

@@ -210,13 +210,13 @@ WRONG_WEIGHTS = {
   "integers": (_changed(head__bias=np.zeros(7, np.int8)), "head.bias is int8; allowed"),
   "a ResNet": (
     {"conv1.weight": np.zeros((8, 3, 7, 7)), "bn1.weight": np.zeros(8), "fc.bias": np.zeros(9)},
-    "no ConvMixer; its names are bn1.weight, conv1.weight, fc.bias",
+    "not a ConvMixer; its names are bn1.weight, conv1.weight, fc.bias",
   ),
   "a ViT": (
     {"blocks.0.attn.qkv.weight": np.zeros((9, 3)), "head.weight": np.zeros((7, 3))},
     "stem.0.weight of a ConvMixer is missing",
   ),
-  "nothing": ({}, "no ConvMixer; its names are none"),
+  "nothing": ({}, "not a ConvMixer; its names are none"),
   "twice": (_changed(module__head__bias=np.zeros(7)), "occur twice"),
 }
 
@@ -382,7 +382,7 @@ WRONG_FILES = {
     lambda path: torch_file(path, {}, zipfile.ZIP_DEFLATED),
     "is compressed, which files of PyTorch never are",
   ),
-  "big-endian": (lambda path: torch_file(path, {}, byteorder=b"big"), "only little is read"),
+  "big-endian": (lambda path: torch_file(path, {}, byteorder=b"big"), "only b'little' is supported"),
 }
 
 

@@ -239,7 +239,7 @@ def main(argv: Sequence[str]) -> None:
   """Draws each workdir on the command line, and prints the files written."""
   workdirs = [pathlib.Path(argument).expanduser() for argument in argv[1:]]
   if not workdirs:
-    raise UserError("no workdir given: run python -m convmixer_jax.plot runs/digits")
+    raise UserError("no workdir given; use python -m convmixer_jax.plot runs/digits")
   with_report, block = flags.FLAGS.report, flags.FLAGS.block
   claimed = _parse_claimed(flags.FLAGS.claimed)
   xla_cache.use_cache()

@@ -27,7 +27,7 @@ INTERPOLATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-  """Decodes and crops images to one size; all other preprocessing runs on the device.
+  """Decodes and crops images to one size; only these steps need the host.
 
   Attributes:
     image_size: side of the result in pixels.

@@ -150,7 +150,9 @@ def test_levels_without_a_known_white_are_refused(kind):
   file = saved(PIL.Image.fromarray(np.full((8, 8), 200, kind)), "TIFF")
   mode = {np.float32: "F", np.int32: "I"}[kind]
   for channels in (1, 3):
-    with pytest.raises(CorruptError, match=f"mode {mode}.*white is not defined: save it with 8 or 16"):
+    with pytest.raises(
+      CorruptError, match=f"mode {mode}.*white is not defined: save it with 8 or 16"
+    ):
       decode(file, channels)
 
 

@@ -382,7 +382,7 @@ WRONG_FILES = {
     lambda path: torch_file(path, {}, zipfile.ZIP_DEFLATED),
     "is compressed, which files of PyTorch never are",
   ),
-  "big-endian": (lambda path: torch_file(path, {}, byteorder=b"big"), "only b'little' is supported"),
+  "big-endian": (lambda path: torch_file(path, {}, byteorder=b"big"), "b'little' is supported"),
 }
 
 

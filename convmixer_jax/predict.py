@@ -51,7 +51,7 @@ class Prediction(NamedTuple):
 def preprocessing_of(
   weights: TrainedModel, source: str, image_size: int | None = None
 ) -> Preprocessing:
-  """The preprocessing stored with the weights, completed; without one ImageNet's, with a warning.
+  """The preprocessing stored with the weights, or ImageNet's, with a warning, if none is stored.
 
   Args:
     weights: the trained model.

@@ -60,7 +60,7 @@ def prepare(
     # `main` prints one line in place of TFDS's output. Progress bars go to stderr.
     with contextlib.redirect_stdout(io.StringIO()):
       builder = builder_of(dataset, source, data_dir, name)
-      state = "was prepared already" if builder.data_path.exists() else "is prepared"
+      state = "was already prepared" if builder.data_path.exists() else "is prepared"
       if state == "is prepared":
         config = tfds.download.DownloadConfig(manual_dir=source)
         with _impatient():
@@ -102,7 +102,7 @@ def prepare(
 
 @contextlib.contextmanager
 def _impatient() -> Iterator[None]:
-  """Limits downloads to two attempts and seconds; TFDS tries eleven times, with no timeout."""
+  """Limits downloads to two attempts with a short timeout; TFDS makes eleven, without one."""
   send = requests.adapters.HTTPAdapter.send
 
   def impatient(self: Any, request: Any, **options: Any) -> Any:

@@ -119,7 +119,7 @@ def test_folder_command(tmp_path, run_command):
 
   # Run again without the images: reports the prepared dataset, and changes nothing.
   before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
-  assert "was prepared already" in run_command(
+  assert "was already prepared" in run_command(
     prepare, "folder", "--name=my_set", f"--data_dir={data}"
   )
   assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before

@@ -36,7 +36,7 @@ def read(source: str | os.PathLike[str], *, activation: str | None = None) -> Tr
   """Reads a trained model: what `load` returns, and its preprocessing.
 
   Args:
-    source: a file, as in `load_torch`; the workdir of a run, for its latest readable checkpoint; a
+    source: a file, as in `load_torch`; the workdir of a run (its latest readable checkpoint); a
       directory that `bundle.save` wrote; or the name of a released model, also as
       "timm/NAME.in1k".
     activation: overrides the source's. None uses the source's; if it states none, "gelu" is
@@ -100,8 +100,8 @@ def load_torch(
     path: `.safetensors`, or what `torch.save` writes (`.pth`, `.pth.tar`, `.bin`, ...). The format
       is detected from the content, not the name.
     activation: the activation, which tensors do not determine. None takes the one that
-      `save_torch` noted in the file, else that of the model the file is named after, else "gelu",
-      with a warning.
+      `save_torch` stored in the file, else that of the model the file is named after, else
+      "gelu", with a warning.
 
   Raises:
     UserError: naming the file and the tensor that does not fit, with both shapes.

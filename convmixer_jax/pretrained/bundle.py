@@ -1,4 +1,4 @@
-"""A model as a directory: `model.json` has the ConvMixer's sizes, `arrays/` its weights.
+"""A model as a directory: `model.json` defines the ConvMixer, `arrays/` has its weights.
 
 If known, `model.json` also has the activation and, as "pretrained_cfg" in timm's format, the
 preprocessing and the class names.

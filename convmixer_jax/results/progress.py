@@ -60,7 +60,7 @@ class Progress:
 
 
 def _short(value: float) -> str:
-  """Formats with four significant digits, or all integer digits; an exponent only from 1e9."""
+  """Formats with four significant digits, or all integer digits from 1e3 to 1e9."""
   if isinstance(value, int):
     return str(value)
   return format(value, ".0f" if 1e3 <= abs(value) < 1e9 else ".4g")

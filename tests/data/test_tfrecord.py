@@ -95,7 +95,7 @@ def test_the_refusal_names_the_command_that_converts(as_tfrecord, tfds_dir):
   assert {file: file.read_bytes() for file in before} == before  # unchanged
   assert tfds.builder("ants_and_bees", data_dir=root).info.file_format.value == "tfrecord"
   again = prepare.prepare("ants_and_bees", data_dir=str(root))
-  assert "was prepared already" in again
+  assert "was already prepared" in again
 
 
 def test_a_file_that_was_lost_is_converted_again_as_the_error_says(as_tfrecord, tfds_dir):

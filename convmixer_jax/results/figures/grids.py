@@ -14,7 +14,7 @@ from convmixer_jax.results.figures.style import SETTINGS
 
 
 def patch_filters(kernel_hwcf: np.ndarray, title: str, most: int = 256) -> Figure:
-  """The filters of the stem in a grid: in colour for three channels, else by sign of their mean.
+  """The filters of the stem in a grid: in colour for three channels, else by sign of the mean.
 
   Args:
     kernel_hwcf: float [patch_size, patch_size, channels, dim].

@@ -63,7 +63,7 @@ def test_labels_follow_the_number_where_validation_images_are_missing(archives, 
     (["train/a/1.jpg", "train/b/2.jpg", "val/a/3.jpg"], "Only one of .*train and .*val has b"),
     (["my-split/a/1.jpg"], "my-split: rename it"),
     (["all/a/1.jpg"], "all: rename it"),
-    (["train/a/x.txt", "train/a/broken.jpg"], "train/a/broken.jpg is not readable"),
+    (["train/a/x.txt", "train/a/broken.jpg"], "train/a/broken.jpg is not a readable"),
   ],
 )
 def test_folder_that_is_not_as_it_should_be(files, message, tmp_path):

@@ -49,7 +49,7 @@ def test_tfds_slices(tfds_dir):
   [
     ("digits", "validation", r'split of config.data is "validation"; digits has train and test'),
     ("folder", "dev", r"{dir}/none is not a directory"),
-    ("cifra10", "train", r'config.data.dataset is "cifra10", not .* prepared in'),
+    ("cifra10", "train", r'config.data.dataset is "cifra10": not .* prepared in'),
     ("ants_and_bees", "validation", r'split of config.data is "validation"; .* has test, train'),
     ("ants_and_bees", "train[:x]", r'split of config.data is "train\[:x\]"'),
     (

@@ -1,17 +1,17 @@
-"""`convmixer-export`, or `python -m convmixer_jax.export`: a model for other programs.
+"""`convmixer-export`, or `python -m convmixer_jax.export`: export a model to StableHLO.
 
   python -m convmixer_jax.export --init_from=convmixer_768_32 --out=768.stablehlo
 
-StableHLO: one file with the computation and the weights, for CPU, CUDA and TPU, any batch size:
+The file holds the computation and the weights, for CPU, CUDA and TPU and any batch size:
 normalised float32 images [b, h, w, c] -> float32 logits [b, classes]. In Python:
-jax.export.deserialize(bytearray(file.read_bytes())).call(images). No code of this project is needed
-to run it.
+jax.export.deserialize(bytearray(file.read_bytes())).call(images). Running it does not need this
+project.
 
-How images are preprocessed and what the classes are called lies beside it in OUT.json, in the terms
-of timm's pretrained_cfg.
+The preprocessing and the class names are written next to it, to OUT.json, in the format of timm's
+pretrained_cfg.
 
-What was written is read again and has to give the logits of the model on random images; otherwise
-it is removed. Weights alone are written by convmixer_jax.convert.
+The export is then loaded and compared with the model on random images. If the logits differ, it is
+removed. To write weights only, use convmixer_jax.convert.
 """
 
 from collections.abc import Sequence
@@ -33,55 +33,55 @@ from convmixer_jax.pretrained import stablehlo
 from convmixer_jax.pretrained.stablehlo import Forward
 from convmixer_jax.pretrained.trained import TrainedModel
 
-# Of the logits: absolute where they are small, relative to the greatest one otherwise.
+# Tolerance on the logits: absolute if all are below 1, else relative to the largest.
 TOLERANCE = 1e-4
 
 _log = logging.getLogger(__name__)
 
 
 def check_target(out: pathlib.Path) -> None:
-  """Looks whether the file `out` and the one beside it can be written; makes nothing.
+  """Checks that `out` and its JSON file can be written; creates nothing.
 
   Raises:
-    UserError: if one of them exists or cannot be written, or the name is that of another format.
+    UserError: if either exists or cannot be written, or if the suffix is that of another format.
   """
   if out.suffix in (".safetensors", ".onnx"):
     raise UserError(
-      f"--out={out}: what is written is StableHLO. Weights for timm come from python -m "
-      "convmixer_jax.convert WEIGHTS FILE.safetensors, and ONNX from these; docs/use.md has the "
-      "lines"
+      f"--out={out}: the output format is StableHLO. For timm, run python -m "
+      "convmixer_jax.convert WEIGHTS FILE.safetensors; for ONNX, convert that file as docs/use.md "
+      "shows"
     )
   storage.check_new(out)
   storage.check_new(stablehlo.notes_of(out))
 
 
 def export(weights: TrainedModel, out: pathlib.Path, image_size: int | None = None) -> float:
-  """Writes the model, and compares what was written with it.
+  """Writes the model, and compares the written file with it.
 
   Args:
-    weights: what to write.
+    weights: the model to export.
     out: a file that must not exist.
-    image_size: side in pixels of the images; None for what the weights tell, else 224.
+    image_size: side of the images in pixels; default: the one stored with the weights, else 224.
 
   Returns:
-    The greatest absolute difference of the logits of two and of three random images.
+    The largest absolute difference of the logits, over batches of two and three random images.
 
   Raises:
-    UserError: as in `check_target`, if the weights do not tell their activation, or if the
-      difference is too large; nothing is left behind.
+    UserError: as in `check_target`, if the activation is unknown, or if the difference is too
+      large; nothing is left behind.
   """
   check_target(out)
   if weights.activation is None:
     raise UserError(
-      "StableHLO has the activation in its computation, and the weights do not tell it: give "
+      "StableHLO includes the activation, and the weights do not state it: give "
       f"--activation={', or --activation='.join(ACTIVATIONS)}"
     )
   model, told = weights.model, weights.preprocessing
   size = image_size or (told.image_size if told else 224)
   if size % model.patch_size:
     raise UserError(
-      f"images of {size} pixels cannot be cut into the model's patches of {model.patch_size}: set "
-      f"--image_size={max(size // model.patch_size, 1) * model.patch_size}"
+      f"images of {size} pixels cannot be split into the model's patches of {model.patch_size}: "
+      f"set --image_size={max(size // model.patch_size, 1) * model.patch_size}"
     )
   shape = (size, size, weights.channels)
   out.parent.mkdir(parents=True, exist_ok=True)
@@ -100,38 +100,38 @@ def _write(weights: TrainedModel, out: pathlib.Path, shape: tuple[int, int, int]
   out.write_bytes(stablehlo.serialize(weights.model, weights.variables, shape))
   notes = stablehlo.notes_of(out)
   if weights.preprocessing is None:
-    _log.warning("%s is not written: the weights do not tell how images are preprocessed", notes)
+    _log.warning("%s is not written: the weights do not say how images are preprocessed", notes)
     return
   told = dataclasses.replace(weights.preprocessing, image_size=shape[0])
   notes.write_text(json.dumps(told.to_dict(weights.model.num_classes), indent=2) + "\n")
 
 
 def difference(ours: Forward, theirs: Forward, image_shape: tuple[int, ...]) -> float:
-  """Greatest absolute difference of two models' logits on random images of this shape.
+  """Largest absolute difference of two models' logits on random images of this shape.
 
   Raises:
-    UserError: if it is over `TOLERANCE`, for logits over 1 times the greatest of them.
+    UserError: if it exceeds `TOLERANCE`, times the largest logit where that exceeds 1.
   """
   image_bhwc = jnp.asarray(np.random.default_rng(0).standard_normal(image_shape, np.float32))
   expected, found = np.asarray(ours(image_bhwc)), np.asarray(theirs(image_bhwc))
   if expected.shape != found.shape:
-    raise UserError(f"the export gives {found.shape} logits, and the model {expected.shape}")
+    raise UserError(f"the export gives logits {found.shape}, the model {expected.shape}")
   error = float(np.abs(expected - found).max())
   allowed = TOLERANCE * max(1.0, float(np.abs(expected).max()))
-  if not error <= allowed:  # nor is NaN
+  if not error <= allowed:  # also catches NaN
     raise UserError(
-      f"the export's logits differ by {error:.3g} from the model's: over {allowed:.3g}"
+      f"the export's logits differ by {error:.3g} from the model's; allowed: {allowed:.3g}"
     )
   return error
 
 
 def main(argv: Sequence[str]) -> None:
-  """Exports as the flags say."""
+  """Exports the model that the flags select."""
   options = flags.FLAGS
   if len(argv) > 1:
     raise UserError(f"{argv[1]!r} is not a flag: flags begin with --")
   out = pathlib.Path(options.out).expanduser()
-  check_target(out)  # before the weights are read
+  check_target(out)  # fail before the weights are read
   xla_cache.use_cache()
   weights = pretrained.read(options.init_from, activation=options.activation)
   error = export(weights, out, options.image_size)
@@ -139,14 +139,14 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run() -> None:
-  """The entry point."""
+  """Runs the command line."""
   flags.DEFINE_string(
-    "init_from", None, "Weights: a file, a model's name, or a run's workdir.", required=True
+    "init_from", None, "Weights: a file, a model name, or the workdir of a run.", required=True
   )
   cli.define_activation()
   flags.DEFINE_string("out", None, "File to write.", required=True)
   flags.DEFINE_integer(
-    "image_size", None, "Side in pixels; default that of the weights, or 224.", 1
+    "image_size", None, "Side in pixels; default: the one stored with the weights, or 224.", 1
   )
   cli.run(main)
 

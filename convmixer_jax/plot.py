@@ -1,12 +1,12 @@
-"""`convmixer-plot`, or `python -m convmixer_jax.plot`: pictures and a report of each workdir.
+"""`convmixer-plot`, or `python -m convmixer_jax.plot`: figures and a report for each workdir.
 
   python -m convmixer_jax.plot runs/digits
   python -m convmixer_jax.plot runs/a runs/b --out=runs/a_and_b
 
-A workdir, of a run that goes on too or of a sweep, gets `plots/*.png`, `plots/*.svg` and
-`report.html`. The curves of several runs, laid over each other, go to `--out`. `--block=4` also
-draws every kernel of the fourth block; `--claimed="depth 4: 91.26"` draws an accuracy that a paper
-has beside a sweep's own, for each model that it is given for.
+Writes `plots/*.png`, `plots/*.svg` and `report.html` into each workdir, of a run (which may still
+be running) or of a sweep. The curves of several runs, overlaid, go to `--out`. `--block=4` also
+draws every kernel of the fourth block. `--claimed="depth 4: 91.26"` draws a published accuracy next
+to the one the sweep measured for that model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,9 +36,9 @@ _MISTAKES = 24  # images in a report
 
 
 def planned(config: config_dict.ConfigDict, history: History) -> np.ndarray:
-  """The schedule as it is planned: epochs and learning rates, [at most 2000, 2].
+  """The planned schedule: epochs and learning rates, [at most 2000, 2].
 
-  Empty before the first line of a run's metrics, which tells the length of an epoch.
+  Empty until the run has written its first line of metrics, which gives the steps per epoch.
   """
   steps_per_epoch = history.steps_per_epoch()
   if steps_per_epoch is None:
@@ -53,19 +53,19 @@ def planned(config: config_dict.ConfigDict, history: History) -> np.ndarray:
 def draw_run(
   workdir: pathlib.Path, *, with_report: bool = True, block: int | None = None
 ) -> list[pathlib.Path]:
-  """Writes the pictures of a run and, if wanted, its report; returns the files.
+  """Writes the figures of a run and, optionally, its report; returns the files.
 
-  What a run does not have yet (a checkpoint), or what is not here (its data), is
-  left out, and the report says so.
+  Figures that need a missing checkpoint or missing data are left out, and the
+  report says so.
 
   Args:
     workdir: of the run.
-    with_report: for which the run is evaluated.
-    block: whose kernels are all drawn in one more picture, counted from 1.
+    with_report: also evaluate the run and write its report.
+    block: also draw all kernels of this block, counted from 1.
 
   Raises:
-    UserError: if `workdir` is not that of a run, its model has no such block, or
-      a package of the extra "plot" is missing.
+    UserError: if `workdir` is not the workdir of a run, its model has no such block,
+      or a package of the extra "plot" is missing.
   """
   figures, report = _drawings()
   config = _read_config(workdir, block)
@@ -85,14 +85,14 @@ def draw_run(
     mesh = sharding.make_mesh()
     variables, step = restore_variables(config, mesh, workdir)
     count = sum(x.size for x in jax.tree.leaves(variables["params"]))
-    summary |= {"parameters": f"{count:,}", "checkpoint": f"step {step}, the newest readable one"}
+    summary |= {"parameters": f"{count:,}", "checkpoint": f"step {step}, the latest readable one"}
     pictures |= _draw_weights(figures, variables["params"], f"{history.name}, step {step}", block)
     if with_report:
       evaluator = build.make_evaluator(config, mesh, config.data.eval_split)
       drawn, mistakes = _draw_answers(figures, report, evaluator, variables, step)
       pictures |= drawn
   except UserError as error:
-    notes.append(f"Not all of this report could be made: {error}")
+    notes.append(f"Parts of this report are missing: {error}")
     print(f"note: {workdir}: {error}", file=sys.stderr)
   files = _save(figures, pictures, workdir / "plots")
   if with_report:
@@ -112,15 +112,15 @@ def draw_run(
 def draw_sweep(
   workdir: pathlib.Path, *, with_report: bool = True, claimed: Mapping[str, float] | None = None
 ) -> list[pathlib.Path]:
-  """Writes the pictures of a sweep's finished runs and, if wanted, a report; returns the files.
+  """Writes the figures of a sweep's finished runs and, optionally, a report; returns the files.
 
   Args:
     workdir: of the sweep.
-    with_report: whether to write it.
+    with_report: also write the report.
     claimed: see `figures.sweep`.
 
   Raises:
-    UserError: if no run is finished yet, `claimed` names another model, or a package
+    UserError: if no run is finished yet, `claimed` names an unknown model, or a package
       of the extra "plot" is missing.
   """
   figures, report = _drawings()
@@ -128,7 +128,7 @@ def draw_sweep(
   known = [label(point.overrides) for point in sweep.points]
   if unknown := sorted(set(claimed or ()) - set(known)):
     raise UserError(
-      f"--claimed: no finished run of {workdir} is {unknown[0]!r}; there are: {'; '.join(known)}"
+      f"--claimed: {workdir} has no finished run {unknown[0]!r}; it has: {'; '.join(known)}"
     )
   histories = [read_history(workdir / path, label) for path, label in sweep.directories.items()]
   pictures = {
@@ -143,10 +143,11 @@ def draw_sweep(
 
 
 def draw_together(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> list[pathlib.Path]:
-  """Writes curves and learning rates of several runs, laid over each other; returns the files.
+  """Writes the overlaid curves and learning rates of several runs; returns the files.
 
   Raises:
-    UserError: if a directory is not that of a run, or a package of the extra "plot" is missing.
+    UserError: if a directory is not the workdir of a run, or a package of the extra "plot" is
+      missing.
   """
   figures, _ = _drawings()
   short = [path.absolute().name for path in workdirs]
@@ -162,10 +163,10 @@ def draw_together(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> list[p
 
 
 def _read_config(workdir: pathlib.Path, block: int | None) -> config_dict.ConfigDict:
-  """A run's config; checks that its model has the block."""
+  """The config of a run; checks that its model has this block."""
   config = config_lib.read_json(workdir / "config.json")
   if block is not None and not 1 <= block <= config.model.depth:
-    raise UserError(f"--block={block}: the blocks of {workdir} are 1 to {config.model.depth}")
+    raise UserError(f"--block={block}: {workdir} has blocks 1 to {config.model.depth}")
   return config
 
 
@@ -188,7 +189,7 @@ def _draw_weights(
 def _draw_answers(
   figures: ModuleType, report: ModuleType, evaluator: Evaluator, variables: Any, step: int
 ) -> tuple[dict[str, Any], Any]:
-  """The confusion matrix, unless of many classes, and the report's section of the mistakes."""
+  """The confusion matrix, unless there are too many classes, and the section on mistakes."""
   predictions = evaluator.predict(variables)
   source = evaluator.batches.source
   names = list(source.class_names)
@@ -202,21 +203,21 @@ def _draw_answers(
   mistakes = report.mistakes_of(predictions, names, wrong)
   if len(names) > report.MATRIX_CLASSES:
     return {}, mistakes
-  right = f"{100 * predictions.accuracy():.2f} % of {len(predictions.label_n):,} images are right"
+  right = f"{100 * predictions.accuracy():.2f} % of {len(predictions.label_n):,} images are correct"
   matrix = predictions.confusion(len(names))
   drawn = figures.confusion(matrix, names, f"Evaluation, step {step}: {right}")
   return {"Confusion matrix": drawn}, mistakes
 
 
 def _drawings() -> tuple[ModuleType, ModuleType]:
-  """The figures and the page; imported here, because they alone need matplotlib and jinja2."""
+  """The modules of the figures and the page; only these need matplotlib and jinja2."""
   try:
     from convmixer_jax.results import figures, page
   except ModuleNotFoundError as error:
     package = (error.name or "").partition(".")[0]
     if package not in ("matplotlib", "jinja2"):
       raise
-    raise UserError(f"pictures need {package}: pip install 'convmixer-jax[plot]'") from None
+    raise UserError(f"plotting needs {package}: pip install 'convmixer-jax[plot]'") from None
   return figures, page
 
 
@@ -235,16 +236,16 @@ def _write(path: pathlib.Path, text: str) -> pathlib.Path:
 
 
 def main(argv: Sequence[str]) -> None:
-  """Draws the workdirs in the arguments, and prints the files that it wrote."""
+  """Draws each workdir on the command line, and prints the files written."""
   workdirs = [pathlib.Path(argument).expanduser() for argument in argv[1:]]
   if not workdirs:
-    raise UserError("which run? Give its directory: python -m convmixer_jax.plot runs/digits")
+    raise UserError("no workdir given; use python -m convmixer_jax.plot runs/digits")
   with_report, block = flags.FLAGS.report, flags.FLAGS.block
   claimed = _parse_claimed(flags.FLAGS.claimed)
   xla_cache.use_cache()
   runs = [path for path in workdirs if not (path / "sweep.jsonl").exists()]
   for path in runs:
-    _read_config(path, block)  # an error before any work
+    _read_config(path, block)  # fail before any work
   files = []
   for path in workdirs:
     if path in runs:
@@ -257,7 +258,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _parse_claimed(texts: Sequence[str]) -> dict[str, float]:
-  """Such as ["depth 4: 91.26"]."""
+  """Parses ["depth 4: 91.26", ...]."""
   claimed = {}
   for text in texts:
     name, _, accuracy = text.rpartition(":")
@@ -265,19 +266,19 @@ def _parse_claimed(texts: Sequence[str]) -> dict[str, float]:
       claimed[name.strip()] = float(accuracy)
     except ValueError:
       raise UserError(
-        f"--claimed={text!r} has to be a model, a colon and percent, such as 'depth 4: 91.26'"
+        f"--claimed={text!r} must be MODEL: PERCENT, such as 'depth 4: 91.26'"
       ) from None
   return claimed
 
 
 def run() -> None:
-  """The entry point."""
-  flags.DEFINE_integer("block", None, "Draw every kernel of this block too, counted from 1.")
+  """Runs the command line."""
+  flags.DEFINE_integer("block", None, "Also draw every kernel of this block, counted from 1.")
   flags.DEFINE_multi_string(
-    "claimed", [], "MODEL: PERCENT, drawn beside a sweep's; may be given several times."
+    "claimed", [], "MODEL: PERCENT, a published accuracy to draw in a sweep; repeatable."
   )
-  flags.DEFINE_boolean("report", True, "Write report.html, for which the run is evaluated.")
-  flags.DEFINE_string("out", "runs/plots", "Gets the pictures of several runs together.")
+  flags.DEFINE_boolean("report", True, "Evaluate the run and write report.html.")
+  flags.DEFINE_string("out", "runs/plots", "Directory for figures of several runs together.")
   cli.run(main)
 
 

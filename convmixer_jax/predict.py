@@ -1,12 +1,12 @@
-"""`convmixer-predict`, or `python -m convmixer_jax.predict`: the likeliest classes of images.
+"""`convmixer-predict`, or `python -m convmixer_jax.predict`: the most likely classes of images.
 
   python -m convmixer_jax.predict --init_from=convmixer_768_32 cat.jpg holiday/
   python -m convmixer_jax.predict --init_from=runs/cifar10 --json photos/ > classes.jsonl
 
-Arguments are files of images, and directories that are searched for some; what is hidden in them is
-passed over. Images are preprocessed as the weights tell: those of a run, and what was exported or
-converted from one, as in its evaluation; released ones as in timm's. An image that is missing or
-cannot be read is reported and skipped; the exit code is 1 then.
+Arguments are image files, and directories to search for images; hidden entries are skipped.
+Images are preprocessed as in the evaluation that the weights belong to: the run's, also for weights
+exported or converted from it, or timm's for released ones. An image that is missing or unreadable
+is reported and skipped, and the exit code is then 1.
 """
 
 import collections
@@ -34,14 +34,14 @@ from convmixer_jax.native import xla_cache
 from convmixer_jax.pretrained import stablehlo, trained
 from convmixer_jax.pretrained.trained import Preprocessing, TrainedModel
 
-# A model of normalised images [b, h, w, c] that gives logits [b, classes], after its variables.
+# (variables, normalised images [b, h, w, c]) -> logits [b, classes]
 Forward = Callable[[Any, jax.Array], Any]
 
 _log = logging.getLogger(__name__)
 
 
 class Prediction(NamedTuple):
-  """Of one file: the likeliest classes as (name, probability), or what is wrong with the image."""
+  """The most likely classes of one file as (name, probability), or what is wrong with it."""
 
   file: pathlib.Path
   classes: list[tuple[str, float]]
@@ -51,30 +51,31 @@ class Prediction(NamedTuple):
 def preprocessing_of(
   weights: TrainedModel, source: str, image_size: int | None = None
 ) -> Preprocessing:
-  """What the weights tell, complete; ImageNet's, with a warning, if they tell nothing.
+  """The preprocessing stored with the weights, or ImageNet's, with a warning, if none is stored.
 
   Args:
-    weights: of the model.
-    source: where they are from, for messages.
-    image_size: side in pixels, if it is to be another one.
+    weights: the trained model.
+    source: where the weights come from, for messages.
+    image_size: side in pixels, to override the stored one.
 
   Raises:
-    UserError: if the model's patches do not divide the size, or nothing is told of a model that
-      does not see colour images.
+    UserError: if the image size is not a multiple of the patch size, or if no preprocessing is
+      stored and the model does not take three channels.
   """
   found, model = weights.preprocessing, weights.model
   if found is None:
     if weights.channels != 3:
       raise UserError(
-        f"--init_from={source} takes images of {weights.channels} channels, and does not tell how "
-        "these are normalised: give the workdir of the run, or export or convert that again"
+        f"--init_from={source} takes images of {weights.channels} channels, and does not say how "
+        "they are normalised: give the workdir of the run, or export or convert that again"
       )
     found = trained.imagenet()
     if model.num_classes != len(found.class_names or ()):
       found = dataclasses.replace(found, class_names=None)
     _log.warning(
-      "%s does not tell how images are preprocessed; ImageNet's way is assumed: %d pixels, mean %s,"
-      " std %s. If that is wrong, give the workdir of the run, or export or convert that again",
+      "%s does not say how images are preprocessed; assuming ImageNet's preprocessing: %d pixels, "
+      "mean %s, std %s. If that is wrong, give the workdir of the run, or export or convert that "
+      "again",
       source,
       image_size or found.image_size,
       found.mean,
@@ -83,17 +84,17 @@ def preprocessing_of(
   size = image_size or found.image_size
   if size % model.patch_size:
     raise UserError(
-      f"images of {size} pixels cannot be cut into the model's patches of {model.patch_size}: set "
-      f"--image_size={max(size // model.patch_size, 1) * model.patch_size}"
+      f"images of {size} pixels cannot be split into the model's patches of {model.patch_size}: "
+      f"set --image_size={max(size // model.patch_size, 1) * model.patch_size}"
     )
   names = found.class_names or tuple(class_names.numbered(model.num_classes))
   return dataclasses.replace(found, image_size=size, class_names=names)
 
 
 def find_images(paths: Sequence[str]) -> list[pathlib.Path]:
-  """The files among `paths`, missing ones too, and the images in the directories among them.
+  """The files among `paths`, including missing ones, and all images in its directories.
 
-  Hidden files and directories are passed over where they are not themselves among `paths`.
+  Hidden files and directories are skipped, unless they are listed in `paths`.
 
   Raises:
     UserError: if nothing is found.
@@ -116,23 +117,23 @@ def predict(
   batch_size: int = 8,
   top: int = 5,
 ) -> Iterator[Prediction]:
-  """The `top` likeliest classes of each file, in the order of `files`.
+  """Yields the `top` most likely classes of each file, in the order of `files`.
 
-  Threads decode the next images while the model works on a batch. It is compiled
-  once: the last batch is padded.
+  Threads decode the next images while the model runs. The last batch is padded, so
+  the model is compiled only once.
 
   Args:
-    forward: such as `model.apply`.
+    forward: a function such as `model.apply`.
     variables: {"params", "batch_stats"}.
-    preprocessing: of the images, with the classes' names.
+    preprocessing: how to preprocess the images, with the class names.
     files: encoded images.
-    batch_size: images that go through the model together.
-    top: how many classes.
+    batch_size: images per forward pass.
+    top: number of classes.
   """
   mean, std, size = preprocessing.mean, preprocessing.std, preprocessing.image_size
   names = preprocessing.class_names or ()
   channels, top = len(mean), min(top, len(names))
-  # All are resized, those of the right size to themselves.
+  # "random_resized" accepts any size; without an rng it takes the centre crop.
   preprocess = Preprocess(size, "random_resized", eval_fraction=preprocessing.crop_fraction)
 
   @jax.jit
@@ -165,7 +166,7 @@ def predict(
     for row, image in enumerate(image for _, image in batch if not isinstance(image, str)):
       image_bhwc[row] = image
     result = likeliest(variables, image_bhwc)
-    if before is not None:  # fetched while the next one is under way
+    if before is not None:  # fetch it while the next batch runs
       yield from predictions(*before)
     before = batch, result
   if before is not None:
@@ -189,7 +190,7 @@ def _ahead(function: Any, items: Iterable[Any], count: int) -> Iterator[tuple[An
 def _batches(
   pairs: Iterable[tuple[pathlib.Path, np.ndarray | str]], size: int
 ) -> Iterator[list[tuple[pathlib.Path, np.ndarray | str]]]:
-  """Lists with `size` images each, besides what could not be decoded; the last may have fewer."""
+  """Lists with `size` decoded images each, plus any failures; the last may have fewer."""
   batch: list[tuple[pathlib.Path, np.ndarray | str]] = []
   for pair in pairs:
     batch.append(pair)
@@ -201,7 +202,7 @@ def _batches(
 
 
 def as_table(prediction: Prediction, width: int) -> str:
-  """One line for each class, the first with the file's name in a column of `width`."""
+  """One line per class, the first with the file name in a column of `width` characters."""
   names = [str(prediction.file)] + [""] * (len(prediction.classes) - 1)
   return "\n".join(
     f"{file:{width}}  {probability:7.2%}  {name}"
@@ -210,7 +211,7 @@ def as_table(prediction: Prediction, width: int) -> str:
 
 
 def as_json(prediction: Prediction) -> str:
-  """{"file", "classes": [{"name", "probability"}]} in one line."""
+  """{"file", "classes": [{"name", "probability"}]} on one line."""
   classes = [{"name": name, "probability": p} for name, p in prediction.classes]
   return json.dumps({"file": str(prediction.file), "classes": classes})
 
@@ -218,7 +219,7 @@ def as_json(prediction: Prediction) -> str:
 def _open(
   source: str, activation: str | None, image_size: int | None
 ) -> tuple[Forward, Any, Preprocessing]:
-  """The model, its variables and the preprocessing of what --init_from names."""
+  """The model, variables and preprocessing that --init_from refers to."""
   exported = pathlib.Path(source).expanduser()
   if not stablehlo.is_export(exported):
     weights = pretrained.read(source, activation=activation)
@@ -227,14 +228,14 @@ def _open(
   call, preprocessing = stablehlo.load(exported)
   if activation or image_size not in (None, preprocessing.image_size):
     raise UserError(
-      f"{source} is a computation, for images of {preprocessing.image_size} pixels: leave "
-      "--activation and --image_size out, or export the weights again with them"
+      f"{source} is exported for one activation and images of {preprocessing.image_size} pixels: "
+      "drop --activation and --image_size, or export the weights again with them"
     )
   return lambda _, image_bhwc: call(image_bhwc), {}, preprocessing
 
 
 def main(argv: Sequence[str]) -> None:
-  """Predicts as the command line says."""
+  """Prints predictions for the images on the command line."""
   options = flags.FLAGS
   files = find_images(argv[1:])
   xla_cache.use_cache()
@@ -256,17 +257,19 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run() -> None:
-  """The entry point."""
+  """Runs the command line."""
   flags.DEFINE_string(
     "init_from",
     None,
-    "Weights: a file, a model's name, a run's workdir, or what export wrote.",
+    "Weights: a file, a model name, the workdir of a run, or an exported model.",
     required=True,
   )
   cli.define_activation()
-  flags.DEFINE_bool("json", False, "Print one JSON object a line.")
-  flags.DEFINE_integer("batch_size", 8, "Images that go through the model together.", 1)
-  flags.DEFINE_integer("image_size", None, "Side in pixels; default that of the weights.", 1)
+  flags.DEFINE_bool("json", False, "Print one JSON object per line.")
+  flags.DEFINE_integer("batch_size", 8, "Images per forward pass.", 1)
+  flags.DEFINE_integer(
+    "image_size", None, "Side in pixels; default: the one stored with the weights.", 1
+  )
   cli.run(main)
 
 

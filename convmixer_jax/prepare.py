@@ -1,18 +1,18 @@
-"""Prepares a dataset as TFDS ArrayRecord files, without TensorFlow. Run it once per dataset:
+"""Prepare a dataset as TFDS ArrayRecord files, without TensorFlow. Run it once per dataset:
 
   python -m convmixer_jax.prepare cifar10
   python -m convmixer_jax.prepare cifar100 --data_dir=/data/tfds
   python -m convmixer_jax.prepare imagenet2012 --manual_dir=/downloads
   python -m convmixer_jax.prepare folder --name=my_set --manual_dir=/photos
 
-The CIFAR archives are downloaded, or taken from --manual_dir if they lie there.
-imagenet2012 reads ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, for
-which image-net.org wants a registration. folder reads /photos/SPLIT/CLASS/*.jpg
-and makes a dataset called my_set. Any other name is left to the builder that
-TFDS has for it, and most of those need TensorFlow.
+The CIFAR archives are downloaded, or taken from --manual_dir if it has them.
+imagenet2012 reads ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, which
+require a registration at image-net.org. folder reads /photos/SPLIT/CLASS/*.jpg
+and creates a dataset named my_set. Any other name uses the builder of TFDS;
+most of those need TensorFlow.
 
-A dataset that is there as TFRecord files, as TFDS writes them by default, gets
-ArrayRecord files beside these, whatever its name.
+If a dataset, of any name, is already prepared as TFRecord files (the default of
+TFDS), ArrayRecord files are added next to them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,32 +35,32 @@ from convmixer_jax.data import tfrecord
 from convmixer_jax.data.builders import builder_of, reason
 from convmixer_jax.errors import UserError
 
-_TIMEOUT = (4, 8)  # seconds for a connection, and between two parts of an answer
+_TIMEOUT = (4, 8)  # seconds to connect, and between two chunks of a response
 
 
 def prepare(
   dataset: str, data_dir: str | None = None, manual_dir: str | None = None, name: str | None = None
 ) -> str:
-  """Prepares a dataset unless that is done already; only a complete one appears in its place.
+  """Prepares a dataset unless it is already prepared; a partial one never takes its place.
 
   Args:
-    dataset: "cifar10", "cifar100", "imagenet2012", "folder", or another name of TFDS.
-    data_dir: where prepared datasets are; None: $TFDS_DATA_DIR or ~/tensorflow_datasets.
-    manual_dir: where archives or images are; None: DATA_DIR/downloads/manual.
-    name: what a "folder" dataset shall be called.
+    dataset: "cifar10", "cifar100", "imagenet2012", "folder", or another TFDS name.
+    data_dir: root of prepared datasets; default $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    manual_dir: directory of archives or images; default DATA_DIR/downloads/manual.
+    name: name of a "folder" dataset.
 
   Returns:
-    One line that says what is there now, and where.
+    A one-line summary of what was done, and where the dataset is.
 
   Raises:
-    UserError: if anything is missing, corrupt or not as it has to be.
+    UserError: if anything is missing, corrupt or invalid.
   """
   source = pathlib.Path(manual_dir).expanduser() if manual_dir else None
   try:
-    # What TFDS prints, `main` says in one line; the progress bars are on stderr.
+    # `main` prints one line in place of TFDS's output. Progress bars go to stderr.
     with contextlib.redirect_stdout(io.StringIO()):
       builder = builder_of(dataset, source, data_dir, name)
-      state = "was prepared already" if builder.data_path.exists() else "is prepared"
+      state = "was already prepared" if builder.data_path.exists() else "is prepared"
       if state == "is prepared":
         config = tfds.download.DownloadConfig(manual_dir=source)
         with _impatient():
@@ -70,29 +70,29 @@ def prepare(
           state = "is converted from TFRecord"
       elif tfds.core.FileFormat.ARRAY_RECORD not in builder.info.available_file_formats():
         raise UserError(
-          f"{builder.data_dir} is there, but not as ArrayRecord: move it, or choose another "
+          f"{builder.data_dir} exists, but not as ArrayRecord: move it, or choose another "
           "--data_dir"
         )
   except UserError:
     raise
   except tfds.core.DatasetNotFoundError as error:
-    known = "cifar10, cifar100, imagenet2012, folder, or another from tensorflow.org/datasets"
+    known = "cifar10, cifar100, imagenet2012, folder, or one from tensorflow.org/datasets"
     raise UserError(f'"{dataset}" is not a dataset: use {known}') from error
   except requests.RequestException as error:
     url = str(error.request.url) if error.request else "its archive"
     raise UserError(
-      f"{dataset} could not be prepared: {url} cannot be reached, {reason(error)}. Is there a "
-      "network? If not, prepare it on another machine and copy its directory into --data_dir"
+      f"{dataset} could not be prepared: {url} cannot be reached, {reason(error)}. Check the "
+      "network, or prepare it on another machine and copy its directory into --data_dir"
     ) from error
-  except Exception as error:  # the builders of TFDS raise anything
+  except Exception as error:  # TFDS builders can raise anything
     if "No module named 'tensorflow'" not in str(error):
       message = f"{type(error).__name__}: {textwrap.shorten(str(error), 400)}"
       raise UserError(f"{dataset} could not be prepared: {message}") from error
     given = {"data_dir": data_dir, "manual_dir": manual_dir}
     options = "".join(f" --{flag}={value}" for flag, value in given.items() if value)
     raise UserError(
-      f"TFDS needs TensorFlow to prepare {dataset}, though not to read it. Prepare it once in an "
-      "environment of its own: `python -m venv tf && tf/bin/pip install tensorflow "
+      f"TFDS needs TensorFlow to prepare {dataset}, though not to read it. Prepare it once in a "
+      "separate environment: `python -m venv tf && tf/bin/pip install tensorflow "
       "tensorflow-datasets array_record importlib_resources && tf/bin/tfds build "
       f"{dataset} --file_format=array_record{options}`"
     ) from error
@@ -102,7 +102,7 @@ def prepare(
 
 @contextlib.contextmanager
 def _impatient() -> Iterator[None]:
-  """Downloads try twice, and wait for seconds: TFDS tries eleven times and waits for ever."""
+  """Limits downloads to two attempts with a short timeout; TFDS makes eleven, without one."""
   send = requests.adapters.HTTPAdapter.send
 
   def impatient(self: Any, request: Any, **options: Any) -> Any:
@@ -114,15 +114,15 @@ def _impatient() -> Iterator[None]:
 
 
 def main(argv: Sequence[str]) -> None:
-  """Prepares the dataset that the command line names; a mistake ends it with one line, status 1."""
+  """Prepares the dataset named on the command line; an error exits with one line and status 1."""
   logging.set_verbosity(logging.WARNING)
-  stdlib_logging.getLogger("urllib3").setLevel(stdlib_logging.ERROR)  # it warns of each attempt
+  stdlib_logging.getLogger("urllib3").setLevel(stdlib_logging.ERROR)  # it warns on each attempt
   if not sys.stderr.isatty():
     tfds.disable_progress_bar()
   options = flags.FLAGS
   try:
     if len(argv) != 2:
-      raise UserError(f"one dataset is needed, not {len(argv) - 1}; see --help")
+      raise UserError(f"expected one dataset, got {len(argv) - 1}; see --help")
     done = prepare(argv[1], options.data_dir, options.manual_dir, options.name)
   except UserError as error:
     sys.exit(str(error))
@@ -130,10 +130,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run() -> None:
-  """The entry point."""
+  """Runs the command line."""
   flags.DEFINE_string("data_dir", None, "default: $TFDS_DATA_DIR or ~/tensorflow_datasets")
   flags.DEFINE_string("manual_dir", None, "archives or images; default: DATA_DIR/downloads/manual")
-  flags.DEFINE_string("name", None, "what a folder dataset shall be called")
+  flags.DEFINE_string("name", None, "name of a folder dataset")
   cli.run(main)
 
 

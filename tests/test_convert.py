@@ -21,7 +21,7 @@ NEEDS = Preprocessing(
 
 @pytest.fixture
 def variables():
-  """With statistics that are not those of the initialisation."""
+  """Variables with non-initial running statistics."""
   variables = MODEL.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
   return jax.tree.map(lambda x: x + jax.random.uniform(jax.random.key(1), x.shape), variables)
 
@@ -53,19 +53,19 @@ def test_a_way_round_all_kinds_changes_no_bit(variables, tmp_path):
 
 
 def test_what_the_source_does_not_tell_stays_open(variables, tmp_path, caplog):
-  """Neither the assumed activation nor ImageNet's preprocessing becomes a fact on the way."""
+  """An assumed activation or preprocessing is not written to the target."""
   source = tmp_path / "plain.safetensors"
   pretrained.save(source, TrainedModel(MODEL, variables, None))
   for target in ("a.safetensors", "a"):
     convert.convert(str(source), tmp_path / target)
-    assert "plain.safetensors does not tell its activation; 'gelu' is assumed" in caplog.text
+    assert "plain.safetensors does not state its activation; assuming 'gelu'" in caplog.text
     assert "--activation=relu" in caplog.text
     caplog.clear()
     found = pretrained.read(tmp_path / target)
     assert (found.activation, found.preprocessing) == (None, None)
-    assert f"{target} does not tell its activation" in caplog.text  # each time anew
+    assert f"{target} does not state its activation" in caplog.text  # every time
     caplog.clear()
-  for target in ("b.safetensors", "b"):  # the flag makes it one, of a directory too
+  for target in ("b.safetensors", "b"):  # the flag is stored, also in a directory
     convert.convert(str(tmp_path / "a"), tmp_path / target, activation="relu")
     assert pretrained.load(tmp_path / target)[0].activation == "relu"
     assert not caplog.text
@@ -115,7 +115,7 @@ def test_what_is_read_again_and_differs_is_removed(variables, tmp_path, monkeypa
     save(path, dataclasses.replace(weights, variables=changed), **options)
 
   monkeypatch.setattr(pretrained, "save", corrupt)
-  with pytest.raises(UserError, match="was not what was written"):
+  with pytest.raises(UserError, match="was read back with other content"):
     convert.convert(str(tmp_path / "a"), tmp_path / "b.safetensors")
   assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
@@ -128,9 +128,9 @@ def test_the_command(variables, tmp_path, run_command):
   )
   for arguments, message in (
     (("a", "b.safetensors"), "b.safetensors exists already"),
-    (("a", "b.onnx"), "ends with .onnx: a target is a .safetensors file"),
-    (("none", "c"), "is no file, no workdir of a run, and no model"),
-    (("a",), "a source and a target are needed, not 1 names"),
+    (("a", "b.onnx"), "ends with .onnx: the target must be a .safetensors file"),
+    (("none", "c"), "is not a file, the workdir of a run, or a model"),
+    (("a",), "expected a source and a target, got 1 names"),
   ):
     with pytest.raises(UserError, match=message) as error:
       run_command(convert, *(tmp_path / name for name in arguments))

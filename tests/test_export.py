@@ -26,7 +26,7 @@ def model():
 
 @pytest.fixture
 def variables(model):
-  """With statistics that are not those of the initialisation."""
+  """Variables with non-initial running statistics."""
   variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
   stats = jax.tree.map(
     lambda x: x + jax.random.uniform(jax.random.key(1), x.shape), variables["batch_stats"]
@@ -50,18 +50,18 @@ def test_what_is_written_gives_the_logits(weights, tmp_path):
 
 @pytest.mark.parametrize("depthwise", [None, "pallas"])
 def test_one_stablehlo_file_is_for_all_platforms(model, variables, depthwise):
-  """Each has its convolution of its own, and nothing is called that a program may lack."""
+  """Each platform has its own convolution, and no custom calls are needed."""
   model = model.clone(depthwise=depthwise)
   exported = jax.export.deserialize(bytearray(stablehlo.serialize(model, variables, (8, 8, 3))))
   assert exported.platforms == ("cpu", "cuda", "tpu")
   assert str(exported.in_avals[0].shape[0]) == "b"
   module = exported.mlir_module()
   assert set(re.findall(r"custom_call @(\w+)", module)) <= {"shape_assertion"}
-  assert "feature_group_count = 8" in module  # XLA's grouped convolution, for all but CPU
+  assert "feature_group_count = 8" in module  # XLA's grouped convolution, on all platforms but CPU
   image = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
   on_cpu = jax.jit(exported.call).lower(image).compile().as_text()
   assert "feature_group_count" not in on_cpu
-  assert "conditional" not in on_cpu  # the platform is known when it is compiled
+  assert "conditional" not in on_cpu  # the platform is resolved at compile time
 
 
 def test_a_mismatch_fails_and_leaves_nothing(weights, tmp_path, monkeypatch):
@@ -104,8 +104,8 @@ def test_nothing_is_written_over(weights, tmp_path, name):
   [
     ("there", "there exists already"),
     ("there/out", r"out cannot be written to \(.*there: Not a directory\)"),
-    ("out.safetensors", "is StableHLO. Weights for timm come from .*convmixer_jax.convert"),
-    ("out.onnx", "ONNX from these; docs/use.md"),
+    ("out.safetensors", "is StableHLO. For timm, run .*convmixer_jax.convert"),
+    ("out.onnx", "for ONNX, .* docs/use.md"),
   ],
 )
 def test_the_target_is_checked_before_the_weights_are_read(tmp_path, monkeypatch, out, message):
@@ -127,8 +127,11 @@ def test_beside_stablehlo_lies_what_its_images_need(weights, tmp_path):
   assert told == dataclasses.replace(NEEDS, image_size=16)
   assert call(np.zeros((3, 16, 16, 3), np.float32)).shape == (3, 5)
   for text, message in (
-    (json.dumps(NEEDS.to_dict(5)), r"a.bin.json is corrupt or not of a.bin: input_size is \[3, 8,"),
-    ("{", "is corrupt or not of a.bin"),
+    (
+      json.dumps(NEEDS.to_dict(5)),
+      r"json is corrupt or does not belong to a.bin: input_size is \[3, 8,",
+    ),
+    ("{", "is corrupt or does not belong to a.bin"),
     (json.dumps({**found, "num_classes": 4}), "num_classes is 4"),
   ):
     (tmp_path / "a.bin.json").write_text(text)
@@ -150,5 +153,5 @@ def test_what_weights_do_not_tell_is_not_made_up(weights, tmp_path, caplog):
   assert not list(tmp_path.iterdir())
   told = dataclasses.replace(unknown, activation="relu")
   export.export(told, tmp_path / "b", 8)
-  assert "b.json is not written: the weights do not tell" in caplog.text
+  assert "b.json is not written: the weights do not say" in caplog.text
   assert not (tmp_path / "b.json").exists()

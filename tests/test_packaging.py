@@ -1,4 +1,4 @@
-"""What is built of the project: a wheel that works on its own, and an sdist with its tests."""
+"""The built packages: a wheel that works on its own, and an sdist that includes the tests."""
 
 import os
 import pathlib
@@ -31,7 +31,7 @@ LITTER = (
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-  """The directory of a copy of the project, `source`, and of its wheel and its sdist."""
+  """A directory with `source`, a copy of the project, and its wheel and sdist."""
   pytest.importorskip("setuptools", minversion="77")
   root = tmp_path_factory.mktemp("built")
   shutil.copytree(ROOT, root / "source", ignore=shutil.ignore_patterns(*LITTER))
@@ -62,13 +62,11 @@ def test_every_command_has_a_script():
 
 
 def test_the_wheel_works_from_an_empty_directory(built, tmp_path):
-  """Each config, also one that builds on another; the default; and the list of names."""
+  """Reads every config (also derived ones), the default, and the list of model names."""
   (wheel,) = built.glob(f"convmixer_jax-{convmixer_jax.__version__}-*.whl")
   zipfile.ZipFile(wheel).extractall(tmp_path / "site")
   assert {path.name.split("-")[0] for path in (tmp_path / "site").iterdir()} == {"convmixer_jax"}
-  for path in (ROOT / "convmixer_jax").rglob(
-    "*"
-  ):  # native code, templates, names, the mark of types
+  for path in (ROOT / "convmixer_jax").rglob("*"):  # native code, templates, class names, py.typed
     if path.is_file() and "__pycache__" not in path.parts:
       assert (tmp_path / "site" / path.relative_to(ROOT)).exists(), path
   code = """

@@ -1,4 +1,4 @@
-"""Pictures and report of a tiny run, checked against its files and its model."""
+"""Figures and report of a tiny run, checked against its files and its model."""
 
 import base64
 import html
@@ -37,7 +37,7 @@ DIGITS = ROOT / "configs" / "digits.py"
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-  """The workdir of 44 steps with a small model, saved at 22 and 44."""
+  """The workdir of a small model after 44 steps, with checkpoints at 22 and 44."""
   workdir = tmp_path_factory.mktemp("tiny")
   config = config_lib.read(DIGITS)
   config.model.update(dim=8, depth=2, kernel_size=3, patch_size=2)
@@ -54,7 +54,7 @@ def workdir(finished, tmp_path):
 
 @pytest.fixture
 def drawn(monkeypatch):
-  """Collects the figures by the names of their files instead of writing them."""
+  """Collects the figures by file name instead of writing them."""
   found = {}
 
   def save(figure, directory, name):
@@ -66,7 +66,7 @@ def drawn(monkeypatch):
 
 
 class Page(html.parser.HTMLParser):
-  """The references, the cells and the text of a page."""
+  """Parses the links, the table cells and the text of a page."""
 
   def __init__(self, text):
     super().__init__()
@@ -98,7 +98,7 @@ def lines(workdir):
 
 
 def answers_by_hand(workdir, step=None):
-  """Images and labels of the test split, and the probabilities of the checkpoint."""
+  """Images and labels of the test split, and the predicted probabilities of a checkpoint."""
   config = config_lib.read_json(workdir / "config.json")
   variables, _ = restore_variables(config, sharding.make_mesh(), workdir, step)
   source = open_source("digits", "test")
@@ -122,7 +122,7 @@ def test_pictures_show_the_metrics_and_the_weights_of_the_run(workdir, drawn):
     assert list(line.get_ydata()) == [100 * x["accuracy"] for x in expected]
   planned, recorded = drawn["learning_rate"].axes[0].lines
   assert list(recorded.get_ydata()) == [x["learning_rate"] for x in of_split["train"]]
-  # The plan, which knows nothing of the records, goes through them.
+  # The plan is computed independently of the recorded values, and goes through them.
   np.testing.assert_allclose(
     np.interp(recorded.get_xdata(), *planned.get_data()), recorded.get_ydata(), atol=1e-6
   )
@@ -130,13 +130,13 @@ def test_pictures_show_the_metrics_and_the_weights_of_the_run(workdir, drawn):
   variables, _ = restore_variables(config, sharding.make_mesh(), workdir, 44)
   kernel = np.asarray(variables["params"]["blocks_1"]["depthwise"]["kernel"])
   grid = drawn["depthwise_kernels"].axes[1].images[0].get_array()
-  np.testing.assert_array_equal(grid[1:7:2, 1:7:2], kernel[:, :, 0, 0])  # each pixel twice
+  np.testing.assert_array_equal(grid[1:7:2, 1:7:2], kernel[:, :, 0, 0])  # pixels are doubled
   grid = drawn["patch_embedding"].axes[0].images[0].get_array()
   np.testing.assert_array_equal(
     grid[1:7:3, 1:7:3], np.asarray(variables["params"]["stem"]["kernel"])[:, :, 0, 0]
   )
   assert "tiny, step 44" in drawn["patch_embedding"].axes[0].get_title()
-  assert "confusion_matrix" not in drawn  # which would need the data
+  assert "confusion_matrix" not in drawn  # it would need the data
 
 
 def test_report_of_a_run(workdir, drawn):
@@ -159,7 +159,7 @@ def test_report_of_a_run(workdir, drawn):
     f"predicted: {predicted[first]}, {100 * probabilities[first].max():.1f}\xa0%"
     f"true: {labels[first]}, {100 * probabilities[first, labels[first]]:.1f}\xa0%example {first}"
   ) in page.text
-  assert f"{len(wrong)} of 360 images are wrong" in page.text
+  assert f"{len(wrong)} of 360 images are misclassified" in page.text
 
   assert all(r.startswith(("data:image/", "#")) for r in page.references)
   assert sum(r.startswith("data:image/svg+xml") for r in page.references) == 5
@@ -187,7 +187,7 @@ def test_the_newest_readable_checkpoint_counts(workdir, drawn):
   _, labels, probabilities = answers_by_hand(workdir, 22)
   right = 100 * (probabilities.argmax(1) == labels).mean()
   title = drawn["confusion_matrix"].axes[0].get_title()
-  assert title == f"Evaluation, step 22: {right:.2f} % of 360 images are right"
+  assert title == f"Evaluation, step 22: {right:.2f} % of 360 images are correct"
 
 
 def test_a_run_that_has_just_begun(workdir, drawn, capsys):
@@ -197,7 +197,7 @@ def test_a_run_that_has_just_begun(workdir, drawn, capsys):
   files = plot.draw_run(workdir)
   assert sorted(drawn) == ["curves", "learning_rate"]
   page = Page(files[-1].read_text())
-  assert "Not all of this report could be made" in page.text
+  assert "Parts of this report are missing" in page.text
   assert "has no checkpoint" in page.text
   assert "has no checkpoint" in capsys.readouterr().err
   assert "training" in page.cells
@@ -206,7 +206,7 @@ def test_a_run_that_has_just_begun(workdir, drawn, capsys):
   drawn.clear()
   page = Page(plot.draw_run(workdir)[-1].read_text())
   assert sorted(drawn) == ["curves"]
-  assert "Nothing is recorded yet." in page.text
+  assert "Nothing recorded yet." in page.text
   assert "nan" not in page.text.lower()
 
 
@@ -231,11 +231,11 @@ def test_colour_images_of_files(image_folder, tmp_path, drawn):
   config.run.epochs = 1
   train(config, tmp_path)
   page = Page(plot.draw_run(tmp_path)[-1].read_text())
-  assert "depthwise_kernels" not in drawn  # there are no blocks
+  assert "depthwise_kernels" not in drawn  # the model has no blocks
   assert drawn["patch_embedding"].axes[0].images[0].get_array().shape == (28, 28, 3)
   for image in page.pixels():
     assert image.shape == (40, 40, 3)
-  wrong = int(page.text.split(" of 4 images are wrong")[0].split()[-1])
+  wrong = int(page.text.split(" of 4 images are misclassified")[0].split()[-1])
   assert len(page.pixels()) == wrong
 
 
@@ -286,14 +286,14 @@ def test_several_runs_and_a_sweep(workdir, tmp_path, drawn):
   plot.draw_together([workdir, tmp_path / "sweep/model.dim=8,model.depth=2"], tmp_path / "out")
   plans = drawn["learning_rate"].axes[0].lines
   np.testing.assert_array_equal(plans[0].get_data(), plans[2].get_data())
-  plot.draw_together([workdir, workdir], tmp_path / "out")  # names that are not enough
+  plot.draw_together([workdir, workdir], tmp_path / "out")  # equal names
   assert drawn["curves"].axes[0].lines[0].get_label() == f"{workdir}: train"
   assert len(read_history(workdir).lines) == len(lines(workdir))
 
   plot.draw_sweep(tmp_path / "sweep", claimed={"dim 16": 91.26})
   claimed = [x for x in drawn["accuracy"].axes[0].lines if "claimed" in str(x.get_label())]
   assert [(list(x.get_xdata()), list(x.get_ydata())) for x in claimed] == [([16], [91.26])]
-  with pytest.raises(UserError, match="'depth 16'; there are: dim 8; dim 16"):
+  with pytest.raises(UserError, match="'depth 16'; it has: dim 8; dim 16"):
     plot.draw_sweep(tmp_path / "sweep", claimed={"depth 16": 91.26})
 
 
@@ -315,10 +315,10 @@ def test_the_command(workdir, tmp_path, run_command):
 
 def test_mistakes_get_one_line(workdir, tmp_path, run_command):
   for arguments, message in (
-    ((), "which run?"),
+    ((), "no workdir given"),
     ((workdir, tmp_path / "none"), "config.json does not exist"),
-    ((workdir, "--block=3"), f"^--block=3: the blocks of {workdir} are 1 to 2$"),
-    ((workdir, "--claimed=depth 4"), "^--claimed='depth 4' has to be a model, a colon and percent"),
+    ((workdir, "--block=3"), f"^--block=3: {workdir} has blocks 1 to 2$"),
+    ((workdir, "--claimed=depth 4"), "^--claimed='depth 4' must be MODEL: PERCENT"),
   ):
     with pytest.raises(UserError, match=message) as error:
       run_command(plot, *arguments)
@@ -332,7 +332,7 @@ def test_what_the_command_lacks_it_says_how_to_install(workdir, package):
   command = [sys.executable, "-c", code, str(workdir)]
   run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
   assert run.returncode == 1
-  assert run.stderr == f"error: pictures need {package}: pip install 'convmixer-jax[plot]'\n"
+  assert run.stderr == f"error: plotting needs {package}: pip install 'convmixer-jax[plot]'\n"
 
 
 def test_a_sweep_without_results(tmp_path):

@@ -29,7 +29,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 @pytest.fixture
 def photo_files(photos, tmp_path):
-  """Seven photographs of several sizes."""
+  """Seven photographs of different sizes."""
   files = []
   for number in range(7):
     picture = PIL.Image.fromarray(photos[number % 4]).resize((40 + 5 * number, 48))
@@ -60,7 +60,7 @@ def predictions(model, *arguments, **options):
 
 
 def by_hand(model, variables, view, file):
-  """The probabilities by Pillow and NumPy: timm's preprocessing (short side to 33, centre 32)."""
+  """Probabilities with Pillow and NumPy, by timm's preprocessing (short side 33, centre 32)."""
   picture = PIL.Image.open(file).convert("RGB")
   w, h = picture.size
   w, h = (33, int(33 * h / w)) if w < h else (int(33 * w / h), 33)
@@ -118,7 +118,7 @@ def test_it_is_compiled_once(model, variables, view, photo_files):
 
 
 def test_images_are_decoded_ahead_while_the_first_is_waited_for():
-  """The second item is computed before the first result is taken, and never more than `count`."""
+  """The second item is computed before the first result is used, but at most `count` ahead."""
   begun, release = [], threading.Event()
 
   def work(item):
@@ -138,7 +138,7 @@ def test_files_and_directories_are_found(photo_files):
   (root / "notes.txt").write_text("no image")
   assert predict.find_images([str(root)]) == photo_files
   assert predict.find_images([str(photo_files[1]), str(root)]) == [photo_files[1], *photo_files]
-  assert predict.find_images([str(root / "notes.txt")])  # as it was named
+  assert predict.find_images([str(root / "notes.txt")])  # because it is named explicitly
   missing = root / "none.jpg"
   assert predict.find_images([str(missing), str(photo_files[0])]) == [missing, photo_files[0]]
   (root / "empty" / "directory.jpg").mkdir(parents=True)
@@ -192,7 +192,7 @@ def weights_of(model, channels, preprocessing=None):
 def test_weights_that_tell_nothing_get_imagenets_preprocessing_with_a_warning(caplog):
   weights = weights_of(ConvMixer(8, 1, 3, 7, 1000), 3)
   assert predict.preprocessing_of(weights, "plain.pth") == imagenet()
-  assert "plain.pth does not tell how images are preprocessed; ImageNet's way is" in caplog.text
+  assert "plain.pth does not say how images are preprocessed; assuming ImageNet's" in caplog.text
   told = imagenet()
   assert (told.image_size, told.crop_fraction) == (224, 0.96)
   assert (told.mean, told.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -203,7 +203,7 @@ def test_weights_that_tell_nothing_get_imagenets_preprocessing_with_a_warning(ca
   assert numbered.class_names == ("class 0", "class 1", "class 2") and numbered.image_size == 32
   with pytest.raises(UserError, match=r"patches of 9: set --image_size=216"):
     predict.preprocessing_of(weights_of(ConvMixer(8, 1, 3, 9, 3), 3), "plain.pth")
-  with pytest.raises(UserError, match="1 channels, and does not tell how these are normalised"):
+  with pytest.raises(UserError, match="1 channels, and does not say how they are normalised"):
     predict.preprocessing_of(weights_of(ConvMixer(8, 1, 3, 8, 3), 1), "plain.pth")
 
 
@@ -217,7 +217,7 @@ def test_what_weights_tell_is_used_without_a_warning(caplog):
 
 @pytest.fixture(scope="module")
 def run_of_digits(tmp_path_factory):
-  """The workdir of a short run on the digits, its config, and the test's images as files."""
+  """The workdir of a short run on digits, its config, and the test images as files."""
   root = tmp_path_factory.mktemp("digits")
   config = config_lib.read(ROOT / "configs" / "digits.py")
   config.model.update(dim=8, depth=1, kernel_size=3, patch_size=2)
@@ -233,7 +233,7 @@ def run_of_digits(tmp_path_factory):
 def test_predictions_are_those_of_the_runs_evaluation_from_every_format(
   run_of_digits, tmp_path, kind, caplog
 ):
-  """At 8 grey pixels, with the run's own mean, std and names, on a machine without its data."""
+  """Uses the run's size (8, grey), mean, std and class names, without access to its data."""
   root, config = run_of_digits
   source = tmp_path / kind
   if kind == "run":
@@ -252,13 +252,13 @@ def test_predictions_are_those_of_the_runs_evaluation_from_every_format(
   )
   assert [name for name, _ in found] == [str(label) for label in expected.predicted_n[:8]]
   np.testing.assert_allclose([p for _, p in found], expected.probability_n[:8], rtol=1e-4)
-  assert "assumed" not in caplog.text
+  assert "assuming" not in caplog.text
 
 
 def test_a_computation_takes_no_other_size_or_activation(run_of_digits, tmp_path):
   export.export(pretrained.read(run_of_digits[0] / "run"), tmp_path / "a.stablehlo")
   for activation, size in (("relu", None), (None, 16)):
-    with pytest.raises(UserError, match="is a computation, for images of 8 pixels: leave"):
+    with pytest.raises(UserError, match="for one activation and images of 8 pixels: drop"):
       predict._open(str(tmp_path / "a.stablehlo"), activation, size)
 
 
@@ -278,7 +278,7 @@ def run_of_photos(configs, image_folder, tmp_path):
 def test_the_command_with_a_runs_workdir(
   run_of_photos, image_folder, tmp_path, run_command, capsys
 ):
-  """Names and preprocessing are the run's: an image of the run's size is not resized."""
+  """Uses the class names and preprocessing of the run; images of its size are not resized."""
   told = pretrained.read(run_of_photos).preprocessing
   assert told == Preprocessing(40, (0.5,) * 3, (0.25,) * 3, 1.0, ("ant", "bee"))
   file = image_folder / "test" / "ant" / "0.jpg"
@@ -313,11 +313,11 @@ def test_names_of_a_run(configs, tmp_path, caplog):
   (tmp_path / "class_names.json").write_text("[")
   with pytest.raises(UserError, match=r"class_names.json is corrupt: .* writes it again"):
     workdir.preprocessing_of(config, tmp_path)
-  (tmp_path / "class_names.json").unlink()  # as in runs that did not write it
+  (tmp_path / "class_names.json").unlink()  # as in older runs
   assert workdir.preprocessing_of(config, tmp_path).class_names == tuple("0123456789")
   config.data.update(dataset="folder", data_dir="/nowhere")
   assert workdir.preprocessing_of(config, tmp_path).class_names is None
-  assert "names of the classes are not known, because data are missing" in caplog.text
+  assert "class names are unknown, because the data are missing" in caplog.text
   config.data.dataset = "imagenet2012"
   assert workdir.preprocessing_of(config, tmp_path).class_names[1] == "goldfish"
 
@@ -327,7 +327,7 @@ def test_names_of_a_run(configs, tmp_path, caplog):
   [("none", "none", 1.0), ("random_resized", "none", 0.875), ("random_resized", "device", 1.0)],
 )
 def test_the_crop_of_a_run_is_that_of_its_evaluation(configs, tmp_path, crop, cache, fraction):
-  """Images in a cache have one size, and are evaluated whole."""
+  """Cached images have one size, and are evaluated uncropped."""
   config = config_lib.read(configs / "digits.py")
   config.data.update(crop=crop, cache=cache, eval_crop_fraction=0.875)
   assert workdir.preprocessing_of(config, tmp_path).crop_fraction == fraction

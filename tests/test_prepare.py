@@ -1,4 +1,4 @@
-"""`prepare`: downloads, the command, and its refusals."""
+"""`prepare`: downloads, the command line, and its errors."""
 
 import functools
 import gzip
@@ -22,7 +22,7 @@ from tests.archives import make, write_image
 
 
 def run(*arguments):
-  """`python -m convmixer_jax.prepare` as a user runs it."""
+  """Runs `python -m convmixer_jax.prepare` in a subprocess."""
   command = [sys.executable, "-m", "convmixer_jax.prepare", *map(str, arguments)]
   return subprocess.run(command, capture_output=True, text=True)
 
@@ -49,7 +49,7 @@ def test_downloads_and_refuses_a_corrupt_download(archives, tmp_path, monkeypatc
 
 @pytest.fixture(params=["closed", "silent"])
 def dead_port(request, monkeypatch):
-  """A port of this machine that refuses connections, or takes them and never answers."""
+  """A local port that refuses connections, or accepts them and never responds."""
   with socket.socket() as server:
     server.bind(("127.0.0.1", 0))
     if request.param == "silent":
@@ -63,7 +63,7 @@ def test_the_longest_wait_for_a_network_is_short():
   assert 2 * connect + read <= 20
 
 
-@pytest.mark.filterwarnings("ignore:unclosed")  # requests leaves the connection to the collector
+@pytest.mark.filterwarnings("ignore:unclosed")  # requests leaves it to the garbage collector
 def test_no_network_for_cifar10(dead_port, tmp_path, monkeypatch, caplog):
   url = f"http://127.0.0.1:{dead_port}/cifar-10-binary.tar.gz"
   layout = builders.Cifar10(data_dir=tmp_path)._cifar_info
@@ -117,9 +117,9 @@ def test_folder_command(tmp_path, run_command):
       assert record["image"] == (photos / split / name).read_bytes()
       assert name.startswith("ab"[record["label"]] + "/")
 
-  # Again, with nothing to read from: it says so and leaves everything as it is.
+  # Run again without the images: reports the prepared dataset, and changes nothing.
   before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
-  assert "was prepared already" in run_command(
+  assert "was already prepared" in run_command(
     prepare, "folder", "--name=my_set", f"--data_dir={data}"
   )
   assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before
@@ -136,14 +136,14 @@ def test_a_mistake_ends_the_command_with_one_line_and_status_1(tmp_path):
   [
     (("cifar11",), '"cifar11" is not a dataset: use cifar10, .*, folder, or'),
     (("folder",), "--name=None: folder needs a name"),
-    (("folder", "--name=My-Set"), "--name=My-Set: folder needs a name of lower case"),
-    (("folder", "--name=digits"), "--name=digits is a dataset already"),
-    (("folder", "--name=cifar10"), "--name=cifar10 is a dataset already"),
+    (("folder", "--name=My-Set"), "--name=My-Set: a folder needs a name of lower-case"),
+    (("folder", "--name=digits"), "--name=digits is already"),
+    (("folder", "--name=cifar10"), "--name=cifar10 is already"),
     (
       ("imagenet2012",),
       "data/downloads/manual/ILSVRC2012_img_train.tar .*image-net.org.*python -m",
     ),
-    ((), "one dataset is needed, not 0; see --help"),
+    ((), "expected one dataset, got 0; see --help"),
   ],
 )
 def test_mistakes_of_the_command_line(arguments, message, tmp_path, run_command):
@@ -172,7 +172,7 @@ def test_other_file_format_in_the_way(archives, tmp_path):
   prepare.prepare("cifar10", data_dir=str(tmp_path), manual_dir=str(archives))
   info = tmp_path / "cifar10/3.0.2/dataset_info.json"
   info.write_text(info.read_text().replace('"array_record"', '"riegeli"'))
-  with pytest.raises(UserError, match=r"3.0.2 is there, but not as ArrayRecord"):
+  with pytest.raises(UserError, match=r"3.0.2 exists, but not as ArrayRecord"):
     prepare.prepare("cifar10", data_dir=str(tmp_path), manual_dir=str(archives))
 
 

@@ -9,7 +9,7 @@ from convmixer_jax import storage
 from convmixer_jax.errors import UserError
 from convmixer_jax.storage import check_new, is_remote, path_of
 
-# As Orbax 0.12 passes on what TensorStore says.
+# TensorStore's error, as Orbax 0.12 reports it.
 NO_SPACE = (
   'RESOURCE_EXHAUSTED: Error writing local file "{0}/checkpoints/20.orbax-checkpoint-tmp/f": '
   'Failed writing: "{0}/checkpoints/20.orbax-checkpoint-tmp/_sharding.__lock": Failed to write '
@@ -84,7 +84,7 @@ def test_what_cannot_be_written_to_is_refused_and_nothing_is_made(tmp_path, monk
   def read_only(dir):
     raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-  # Root may write wherever the disk takes it, and only a mount could be read-only.
+  # Root ignores permissions, and only a mount could be read-only.
   monkeypatch.setattr(storage.tempfile, "TemporaryFile", read_only)
   with pytest.raises(UserError, match=rf"\({tmp_path}: Read-only file system\); name another"):
     storage.check_writable(tmp_path / "new" / "run")

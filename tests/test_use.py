@@ -1,4 +1,4 @@
-"""What docs/use.md and the README show is run, and does what they say."""
+"""Runs the examples in docs/use.md and the README, and checks their claims."""
 
 import pathlib
 import re
@@ -18,13 +18,13 @@ pytestmark = pytest.mark.slow
 
 
 def blocks(path):
-  """The Python in a page."""
+  """Extracts the Python code of a page."""
   return re.findall(r"```python\n(.*?)\n```", path.read_text(), re.DOTALL)
 
 
 @pytest.fixture(scope="module")
 def shown():
-  """All names that the page's Python defines."""
+  """The namespace after running the page's Python code."""
   names = {}
   for block in blocks(ROOT / "docs" / "use.md"):
     exec(block, names)
@@ -32,7 +32,7 @@ def shown():
 
 
 def trained_alike(variables):
-  """The variables with statistics and norms that are not those of the initialisation."""
+  """The variables with non-initial running statistics and norm parameters."""
   keys = iter(jax.random.split(jax.random.key(5), 99))
   moved = {
     part: jax.tree.map(lambda x: x + jax.random.uniform(next(keys), x.shape), tree)
@@ -91,7 +91,7 @@ def test_each_model_of_an_ensemble_is_itself(shown):
 def test_features_and_a_probe_on_them(shown):
   pooled = np.asarray(shown["feature_bhwf"]).mean((1, 2))
   np.testing.assert_allclose(shown["pooled_bf"], pooled, rtol=1e-5, atol=1e-6)
-  # Of a head of zeros, every class has the probability 1/5.
+  # With a head of zeros, every class has probability 1/5.
   error = (0.2 - np.eye(5)[[0, 1, 2, 3]]) / 4
   np.testing.assert_allclose(shown["head_gradient"], pooled.T @ error, rtol=1e-4, atol=1e-6)
 
@@ -101,7 +101,7 @@ def test_other_sizes_and_channels_are_flaxs(shape):
   settings = dict(dim=16, depth=2, kernel_size=3, patch_size=4, num_classes=10)
   image_bhwc = jax.random.normal(jax.random.key(0), shape)
   oracle = PlainConvMixer(**settings)
-  small = (1, 4, 4, shape[-1])  # initialised at another size
+  small = (1, 4, 4, shape[-1])  # initialized at another size
   variables = trained_alike(ConvMixer(**settings).init(jax.random.key(0), jnp.zeros(small)))
   found = ConvMixer(**settings).apply(variables, image_bhwc)
   np.testing.assert_allclose(found, oracle.apply(variables, image_bhwc), rtol=1e-4, atol=1e-4)
@@ -114,7 +114,7 @@ def test_shapes_and_dtypes_are_as_the_page_says(shown):
   assert shown["bf16_logits_bk"].dtype == jnp.float32
   exact = shown["model"].apply(shown["variables"], shown["image_bhwc"])
   difference = np.abs(shown["bf16_logits_bk"] - exact).max()
-  assert 1e-5 < difference < 0.05  # it was computed in fewer digits, and not in too few
+  assert 1e-5 < difference < 0.05  # lower precision, but not too low
 
 
 def test_nnx_gives_the_same_logits_and_moves_the_same_statistics(shown):
@@ -131,13 +131,13 @@ def test_nnx_gives_the_same_logits_and_moves_the_same_statistics(shown):
 
 
 def tweet():
-  """The README's short ConvMixer; not marked as Python there, so that no formatter spreads it."""
+  """The README's short ConvMixer; not marked as Python there, so that formatters leave it alone."""
   text = (ROOT / "README.md").read_text()
   return re.search(r"```\n(from flax\.linen import \*\n.*?)\n```", text, re.DOTALL)[1]
 
 
 def as_tweets(variables, depth):
-  """Our variables under the names that Flax gives to the short model's layers."""
+  """Renames our variables to the names that Flax gives the short model's layers."""
   layers = ["stem"]
   for i in range(depth):
     layers += [f"blocks_{i}/depthwise", f"blocks_{i}/pointwise"]

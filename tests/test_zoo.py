@@ -12,7 +12,7 @@ from convmixer_jax.errors import UserError
 from convmixer_jax.model.names import list_released, settings_of
 
 ROOT = pathlib.Path(__file__).parents[1]
-# Trainable parameters as instantiated in PyTorch and timm.
+# Numbers of trainable parameters, counted in PyTorch and timm.
 COUNTS = {
   "convmixer_1536_20": 51_625_960,
   "convmixer_768_32": 21_110_248,
@@ -79,7 +79,7 @@ def test_wrong_names_and_overrides_are_refused():
     create_model(SMALL, kernel=3)
 
 
-# What the project, but neither JAX nor Flax, depends on. Safetensors is for files alone.
+# Dependencies of the project that neither JAX nor Flax needs. Only files need safetensors.
 NOT_NEEDED = """
   PIL array_record grain huggingface_hub ml_collections simplejpeg sklearn
   tensorboardX tensorflow tensorflow_datasets torch tqdm

@@ -59,7 +59,7 @@ def corrupt_examples(bench: Bench) -> Outcome:
       code = run.wait()
       # With data workers Python's `resource_tracker` may have the last word.
       told = run.line_with("error: ")
-      outcome.seen = re.sub(r"(max_corrupt is \d+: ).*(?= Mend)", r"\1...", told)
+      outcome.seen = re.sub(r"(max_corrupt is \d+: ).*(?= Repair)", r"\1...", told)
       count = f"error: {LIMIT + 1} examples are corrupt, config.run.max_corrupt is {LIMIT}"
       outcome.count(survived=code == 1 and told.startswith(count))
   outcome.note = f"half with {LIMIT} of them, named and counted; half with one more, which stop; "

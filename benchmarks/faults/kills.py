@@ -97,7 +97,7 @@ def worker(bench: Bench) -> Outcome:
     seconds.append(round(time.monotonic() - begin, 1))
     alike = same_end(whole, workdir)
     outcome.count(survived=ended_well and alike, kept=alike)
-    outcome.seen = run.line_with("Starting these processes anew") or outcome.seen
+    outcome.seen = run.line_with("Restarting the workers") or outcome.seen
   outcome.note = f"the run ended well, without a restart, {seconds} s later"
   return outcome
 

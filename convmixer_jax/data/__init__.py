@@ -1,1 +1,1 @@
-"""From files to batches on the mesh: datasets, decoding, shuffling, and corrupt examples."""
+"""The input pipeline: datasets, decoding, shuffling, batches on the mesh, and corrupt examples."""

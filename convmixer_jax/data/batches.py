@@ -1,7 +1,7 @@
-"""Batches of decoded uint8 images, each a pure function of the seed and its number.
+"""Batches of decoded uint8 images. Each is a pure function of the seed and the batch number.
 
-There is no iterator state: the position of a run in its data is the number of
-the next batch, so a run resumes exactly, with any number of worker processes.
+There is no iterator state. The position in the data is the number of the next
+batch, so a run resumes exactly, with any number of worker processes.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,31 +27,31 @@ _log = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
 
 _WORKER_DIED = "Worker process was terminated unexpectedly"  # Grain's message
-_ATTEMPTS = 4  # to read on with new workers, in one iteration
+_ATTEMPTS = 4  # to run the workers, in one call of `iterate`
 
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
   """The batches of one split, numbered through all epochs.
 
-  A batch is {"image": uint8 [b, h, w, c], "label": int32 [b], "mask": float32
-  [b]}, or, with `index_only`, {"index": int32 [b], "mask"} for images that lie
-  on the device; b is this process's share of the global batch.
+  A batch is {"image": uint8 [b, h, w, c], "label": int32 [b], "mask": float32 [b]}.
+  With `index_only` it is {"index": int32 [b], "mask"}, for images that are stored on
+  the device. b is this process's share of the global batch.
 
-  In training another example takes the place of one that is corrupt: seed, batch
-  and row decide which, so that the batch stays as large. In evaluation its mask is 0.
+  In training, a corrupt example is replaced by another one, drawn from the seed, the
+  batch number and the row. In evaluation, its mask is 0.
 
   Attributes:
     source: the split.
-    preprocess: makes images of one size.
-    batch_size: of the global batch.
-    train: shuffled anew in each epoch, cropped at random. Otherwise in order,
-      the last batch padded with examples whose mask is 0.
-    seed: of shuffling and crops.
-    drop_remainder: in training, leave out an epoch's last, smaller batch.
-    process_index, process_count: which share of each batch is made.
-    index_only: leave images and labels out.
-    corruption: the corrupt examples that were found.
+    preprocess: decodes and crops the images to one size.
+    batch_size: size of the global batch.
+    train: if true, reshuffle every epoch and crop at random. Otherwise keep the order,
+      and pad the last batch with examples whose mask is 0.
+    seed: seed of shuffling and crops.
+    drop_remainder: in training, drop the last, smaller batch of an epoch.
+    process_index, process_count: which share of each batch to build.
+    index_only: omit images and labels.
+    corrupt_examples: the corrupt examples found so far.
   """
 
   source: Source
@@ -68,12 +68,12 @@ class Batches:
   )
 
   def __len__(self) -> int:
-    """Batches in an epoch."""
+    """The number of batches in an epoch."""
     whole, rest = divmod(len(self.source), self.batch_size)
     return whole + (rest > 0 and not (self.train and self.drop_remainder))
 
   def indices(self, number: int) -> np.ndarray:
-    """The examples of global batch `number`, int [<= batch_size]."""
+    """The indices of the examples in global batch `number`, int [<= batch_size]."""
     epoch, position = divmod(number, len(self))
     rows = slice(position * self.batch_size, (position + 1) * self.batch_size)
     if self.train:
@@ -84,20 +84,20 @@ class Batches:
     return self._make(number)[0]
 
   def readable(self) -> np.ndarray:
-    """The numbers of the examples that are not known to be corrupt, int [<= len(source)]."""
+    """The indices of the examples not known to be corrupt, int [<= len(source)]."""
     return np.setdiff1d(np.arange(len(self.source)), list(self.corrupt_examples.reasons))
 
   def _make(self, number: int) -> tuple[Batch, dict[int, str]]:
-    """A batch, and the corrupt examples that came up in it, with the reasons.
+    """A batch, and the corrupt examples found while building it, with the reasons.
 
     Raises:
-      UserError: if they are too many.
+      UserError: if there are too many.
     """
     indices = self.indices(number)
     size = len(indices) if self.train else self.batch_size
     share = size // self.process_count
     rows = range(self.process_index * share, (self.process_index + 1) * share)
-    mine = indices[rows.start : rows.stop].copy()  # of a permutation that is kept
+    mine = indices[rows.start : rows.stop].copy()  # the permutation is cached
     corrupt: dict[int, str] = {}
     draws: dict[int, np.random.Generator] = {}
     while True:
@@ -108,7 +108,7 @@ class Batches:
         break
       if len(corrupt) == len(self.source):
         raise UserError(f"all {len(corrupt)} examples are corrupt: {next(iter(corrupt.values()))}")
-      for place in np.flatnonzero(batch["mask"] == 0):  # made again with others in their places
+      for place in np.flatnonzero(batch["mask"] == 0):  # replace the corrupt ones and read again
         row = rows[place]
         draw = draws.setdefault(row, np.random.default_rng((self.seed, number, row, 1)))
         mine[place] = draw.integers(len(self.source), size=1)[0]
@@ -120,7 +120,7 @@ class Batches:
   def _examples(
     self, number: int, rows: range, indices: np.ndarray
   ) -> tuple[Batch, dict[int, str]]:
-    """A batch of these examples, and which of them are corrupt: their mask is 0."""
+    """A batch of these examples, and the corrupt ones, whose mask is 0."""
     known = self.corrupt_examples.reasons
     corrupt = {index: known[index] for index in indices.tolist() if index in known}
     if self.index_only:
@@ -135,17 +135,17 @@ class Batches:
     return batch, corrupt
 
   def _rng(self, number: int, row: int) -> np.random.Generator | None:
-    """What decides the random crop of a row in batch `number`."""
+    """The generator of the random crop of one row in batch `number`; None in evaluation."""
     return np.random.default_rng((self.seed, number, row)) if self.train else None
 
   def iterate(self, start: int, stop: int, workers: int = 0) -> Iterator[Batch]:
-    """Batches `start` to `stop` - 1, made ahead in threads or in `workers` processes.
+    """Yields batches `start` to `stop` - 1, prefetched in threads or in `workers` processes.
 
-    The batches are the same for any number of workers, and when one of these
-    is killed: then they are started anew, a few times.
+    The batches do not depend on the number of workers. If a worker is killed, all
+    are restarted, up to three times, and the batches stay the same.
 
     Raises:
-      UserError: if too many examples are corrupt, or too many workers were killed.
+      UserError: if too many examples are corrupt, or workers are killed too often.
     """
     for attempt in itertools.count(1):
       try:
@@ -157,29 +157,29 @@ class Batches:
       except RuntimeError as error:
         if not workers or _WORKER_DIED not in str(error):
           raise
-        reason = f"a process that decodes images ended by itself before batch {start}: {error}"
+        reason = f"a data worker died before batch {start}: {error}"
         if attempt == _ATTEMPTS:
           raise UserError(
-            f"{reason} This is the {attempt}th time. If memory ran out, set a lower "
-            "config.run.workers or 0, and repeat the command: it goes on from its newest checkpoint"
+            f"{reason} This is the {attempt}th time. If memory ran out, lower config.run.workers "
+            "or set it to 0, and re-run the command: it resumes from the latest checkpoint"
           ) from None
-        _log.warning("%s Starting these processes anew", reason)
+        _log.warning("%s Restarting the workers", reason)
 
   def _ahead(self, start: int, stop: int, workers: int) -> Iterator[tuple[Batch, dict[int, str]]]:
     numbers = grain.MapDataset.range(start, stop).map(self._make)
     workers = min(workers, os.cpu_count() or 1)
-    # One thread keeps a core busy, and a worker is meant for one core.
+    # One thread keeps a core busy, and each worker gets one core.
     ahead = grain.ReadOptions(num_threads=1 if workers else 2, prefetch_buffer_size=4)
     batches = numbers.to_iter_dataset(ahead)
     if workers:
-      if not flags.FLAGS.is_parsed():  # Grain's workers take over the flags
+      if not flags.FLAGS.is_parsed():  # Grain passes the parsed flags to its workers
         flags.FLAGS.mark_as_parsed()
       batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     iterator = iter(batches)
     try:
       yield from iterator
     finally:
-      iterator.close()  # ends threads and processes, also when the rest is not wanted
+      iterator.close()  # stops threads and processes, also after an early exit
 
 
 def read(
@@ -192,17 +192,17 @@ def read(
   """Reads and preprocesses examples.
 
   Args:
-    source, preprocess: of the examples.
-    indices: their numbers.
-    generators: what decides the random crop of each, or None.
-    known: the corrupt examples of the source, with the reasons.
+    source, preprocess: where the examples come from, and how to decode them.
+    indices: which examples.
+    generators: for each example the generator of its random crop, or None.
+    known: corrupt examples of the source, with the reasons.
 
   Returns:
-    uint8 images [n, h, w, c] and int32 labels [n], and which of the examples are corrupt, known or
-    not, with the reasons; those are left 0.
+    uint8 images [n, h, w, c], int32 labels [n], and the corrupt examples, already known or new,
+    with the reasons. Their images and labels are 0.
 
   Raises:
-    UserError: naming an example of another size.
+    UserError: naming an example of the wrong size.
   """
   numbers = [int(index) for index in indices]
   size = preprocess.image_size
@@ -212,7 +212,7 @@ def read(
   sound = [index for index in numbers if index not in corrupt]
   try:
     examples = dict(zip(sound, source.read(sound), strict=True))
-  except CorruptError:  # the others are read again, one by one
+  except CorruptError:  # read one by one below, to find the corrupt ones
     examples = {}
   for place, (index, rng) in enumerate(zip(numbers, generators, strict=False)):
     if index in corrupt:
@@ -231,14 +231,14 @@ def read(
 def in_memory(
   source: Source, preprocess: Preprocess, corrupt_examples: CorruptExamples | None = None
 ) -> ArraySource:
-  """Decodes all examples once; their images have to have the same size.
+  """Decodes all examples once; all images must have the same size.
 
   Args:
-    source, preprocess: of the examples.
-    corruption: takes note of those that are left 0; without it, none may be.
+    source, preprocess: where the examples come from, and how to decode them.
+    corrupt_examples: records the corrupt examples, which are left 0; None tolerates none.
 
   Raises:
-    UserError: if too many are corrupt, or one has another size.
+    UserError: if too many are corrupt, or one has the wrong size.
   """
   if isinstance(source, ArraySource):
     return source
@@ -248,7 +248,7 @@ def in_memory(
     indices = range(start, min(start + 256, len(source)))
     return read(source, preprocess, indices, itertools.repeat(None), corrupt_examples.reasons)
 
-  with futures.ThreadPoolExecutor() as pool:  # decoding releases Python's lock
+  with futures.ThreadPoolExecutor() as pool:  # decoding releases the GIL
     images, labels, corrupt = zip(*pool.map(decoded, range(0, len(source), 256)), strict=True)
   corrupt_examples.note({index: reason for part in corrupt for index, reason in part.items()})
   return ArraySource(np.concatenate(images), np.concatenate(labels), source.class_names)

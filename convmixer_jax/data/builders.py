@@ -1,11 +1,11 @@
-"""Builders of TFDS datasets that need no TensorFlow.
+"""TFDS dataset builders that do not need TensorFlow.
 
-TFDS's own builders call TensorFlow to read archives and to encode images. The
-subclasses here replace these calls and inherit all else, so that versions,
-features, order, shards and records are what TFDS with TensorFlow writes, but
-for two things: CIFAR's PNG files have the same pixels, but another encoder
-compressed them; and ImageNet's 22 CMYK photographs, which TensorFlow decodes
-with a faster, less accurate transform, differ by about one grey level.
+The builders of TFDS call TensorFlow to read archives and to encode images. The
+subclasses here replace these calls and inherit everything else. Versions,
+features, order, shards and records match what TFDS writes with TensorFlow, with
+two exceptions. CIFAR's PNG files have the same pixels, but are compressed by a
+different encoder. ImageNet's 22 CMYK photographs differ by about one grey level,
+because TensorFlow decodes them with a faster, less accurate transform.
 """
 
 from collections.abc import Container, Iterator, Sequence
@@ -27,11 +27,11 @@ import urllib3
 from convmixer_jax.data.datasets import IMAGE_SUFFIXES, directories, images
 from convmixer_jax.errors import UserError
 
-Examples = Iterator[tuple[int | str, dict[str, Any]]]  # the key sets the place in the shuffled file
+Examples = Iterator[tuple[int | str, dict[str, Any]]]  # TFDS shuffles by the hash of the key
 
 
 class _CifarInMemory:
-  """What the CIFAR builders share: the archives are small enough to be read at once."""
+  """The common part of the CIFAR builders; the archives are small enough to read into memory."""
 
   _cifar_info: Any
   info: Any
@@ -42,7 +42,7 @@ class _CifarInMemory:
       path = dl_manager.download(layout.url)  # or from --manual_dir; checks size and SHA-256
     except Exception as error:
       raise UserError(
-        f"{layout.url} cannot be downloaded, is missing or corrupt. Bring the right file into a "
+        f"{layout.url} cannot be downloaded, is missing or corrupt. Put the file into a "
         f"directory DIR by other means, and add --manual_dir=DIR. {reason(error)}"
       ) from error
     files = {name: file.read() for name, file in _read_tar(pathlib.Path(path), None)}
@@ -55,7 +55,7 @@ class _CifarInMemory:
 
   def _generate_examples(self, split: str, content: bytes) -> Examples:
     keys = self._cifar_info.label_keys
-    # A row has its labels first, then the red, the green and the blue plane.
+    # A row holds its labels, then the red, green and blue planes.
     rows = np.frombuffer(content, np.uint8).reshape(-1, len(keys) + 3 * 32 * 32)
     for index, row in enumerate(rows):
       image = PIL.Image.fromarray(row[len(keys) :].reshape(3, 32, 32).transpose(1, 2, 0))
@@ -66,7 +66,7 @@ class _CifarInMemory:
 
 
 class Cifar10(_CifarInMemory, cifar.Cifar10, skip_registration=True):  # type: ignore[call-arg]
-  """The cifar10 of TFDS, which looks for descriptions beside a builder's `__module__`."""
+  """The cifar10 of TFDS. TFDS looks for descriptions next to a builder's `__module__`."""
 
   name, __module__ = "cifar10", cifar.__name__
 
@@ -78,7 +78,7 @@ class Cifar100(_CifarInMemory, cifar.Cifar100, skip_registration=True):  # type:
 
 
 class Imagenet2012(imagenet.Builder, skip_registration=True):  # type: ignore[call-arg]
-  """The imagenet2012 of TFDS; it has a test split only if ILSVRC2012_img_test.tar is there too."""
+  """The imagenet2012 of TFDS; it has a test split only if ILSVRC2012_img_test.tar exists."""
 
   name, __module__ = "imagenet2012", imagenet.__name__
 
@@ -90,8 +90,8 @@ class Imagenet2012(imagenet.Builder, skip_registration=True):  # type: ignore[ca
     classes = {f"{name}.tar" for name in self.info.features["label"].names}
     path = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt")
     labels = enumerate(path.read_text().split(), start=1)
-    # TFDS gives the labels to the tar's names in their order. That is the same,
-    # unless an image is missing: then those behind it would get wrong ones.
+    # TFDS assigns the labels in the order of the tar, which would be wrong after a
+    # missing image. Labels by file name are the same, and safe.
     label_of = {f"ILSVRC2012_val_{i:08}.JPEG": label for i, label in labels}
     splits = {
       "train": self._generate_examples(self._members("train", classes)),
@@ -102,7 +102,7 @@ class Imagenet2012(imagenet.Builder, skip_registration=True):  # type: ignore[ca
     return splits
 
   def _members(self, split: str, allowed: Container[str] | None) -> Iterator[tuple[str, Any]]:
-    """Looks at the tar now, and gives its files while the result is iterated over."""
+    """Checks the tar now; the returned iterator yields its files."""
     path = self._tar_dir / f"ILSVRC2012_img_{split}.tar"
     if not path.exists():
       raise UserError(
@@ -111,18 +111,18 @@ class Imagenet2012(imagenet.Builder, skip_registration=True):  # type: ignore[ca
         f"run `python -m convmixer_jax.prepare imagenet2012 --data_dir={self.data_dir_root} "
         "--manual_dir=DIR`"
       )
-    # A tar that is cut off can read as a shorter one, but a whole one ends with two zero blocks.
+    # A truncated tar can read as a shorter one, but a complete tar ends with two zero blocks.
     with path.open("rb") as file:
       file.seek(-min(1024, path.stat().st_size), os.SEEK_END)
       if file.read() != bytes(1024):
-        raise UserError(f"{path} is cut off: download it again")
+        raise UserError(f"{path} is truncated: download it again")
     return _read_tar(path, allowed)
 
   def _fix_image(self, image_fname: str, image: Any) -> Any:
     if image_fname not in imagenet.CMYK_IMAGES and image_fname not in imagenet.PNG_IMAGES:
       return image
     file = io.BytesIO()
-    # As TensorFlow's encode_jpeg does, down to the header's 300 dpi.
+    # Matches TensorFlow's encode_jpeg, down to the 300 dpi in the header.
     options = {"quality": 100, "subsampling": "4:2:0", "dpi": (300, 300)}
     PIL.Image.open(image).convert("RGB").save(file, "JPEG", **options)
     return io.BytesIO(file.getvalue())
@@ -132,15 +132,15 @@ def _read_tar(path: pathlib.Path, allowed: Container[str] | None) -> Iterator[tu
   with path.open("rb") as file:
     for name, member in tfds.download.iter_archive(file, tfds.download.ExtractMethod.TAR):
       if allowed is not None and name not in allowed:
-        raise UserError(f"{path} has a file {name}, unlike image-net.org's: use theirs")
+        raise UserError(f"{path} has an unexpected file {name}: use the archive from image-net.org")
       yield name, member
 
 
 class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-  """A dataset of one's own from `root/split/class/image.jpg`, whose files are stored as they are.
+  """A custom dataset from `root/split/class/image.jpg`; files are stored without re-encoding.
 
-  Labels number the sorted names of the classes. `file_name` is the path below
-  the directory of the split.
+  Labels number the sorted class names. `file_name` is the path relative to the
+  directory of the split.
   """
 
   VERSION = tfds.core.Version("1.0.0")
@@ -167,9 +167,11 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
       if not re.fullmatch(r"[A-Za-z]\w*", split.name) or split.name.lower() == "all":
         raise UserError(f'{split}: rename it to letters, digits and _, and not to "all"')
       if not here:
-        raise UserError(f"{split} has no directories of classes; {layout}")
+        raise UserError(f"{split} has no class directories; {layout}")
       if differing := ", ".join(sorted(set(classes) ^ set(here))[:5]):
-        raise UserError(f"Only one of {splits[0]} and {split} has {differing}: all need the same")
+        raise UserError(
+          f"Only one of {splits[0]} and {split} has {differing}: all splits need the same classes"
+        )
       for name in here:
         if not images(split / name):
           raise UserError(f"{split / name} has no images: add some or remove it; {layout}")
@@ -182,7 +184,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         try:
           PIL.Image.open(path).close()
         except OSError as error:
-          raise UserError(f"{path} is not readable as an image: mend or remove it") from error
+          raise UserError(f"{path} is not a readable image: repair or remove it") from error
         name = path.relative_to(split).as_posix()
         yield name, {"image": path, "label": label, "file_name": name}
 
@@ -190,10 +192,10 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
 def builder_of(
   dataset: str, source: pathlib.Path | None, data_dir: str | None, name: str | None
 ) -> tfds.core.DatasetBuilder:
-  """The builder of a dataset; the arguments are those of `prepare`.
+  """The builder of a dataset; see `prepare` for the arguments.
 
   Raises:
-    UserError: if a folder has no name of its own.
+    UserError: if the name of a folder is missing, invalid or taken.
   """
   if dataset in ("cifar10", "cifar100"):
     return (Cifar10 if dataset == "cifar10" else Cifar100)(data_dir=data_dir)
@@ -202,17 +204,17 @@ def builder_of(
   if dataset != "folder":
     return tfds.builder(dataset, data_dir=data_dir)
   if not name or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-    raise UserError(f"--name={name}: folder needs a name of lower case letters, digits and _")
+    raise UserError(f"--name={name}: a folder needs a name of lower-case letters, digits and _")
   try:
     tfds.builder_cls(name)
   except tfds.core.DatasetNotFoundError:
     if name not in ("digits", "folder"):
       return ImageFolder(name, source, data_dir)
-  raise UserError(f"--name={name} is a dataset already: choose a name of your own")
+  raise UserError(f"--name={name} is already the name of a dataset: choose another one")
 
 
 def reason(error: Exception) -> str:
-  """In one line what went wrong; of nested errors of a connection the innermost."""
+  """What went wrong, on one line; for nested connection errors, the innermost one."""
   while isinstance(error, requests.RequestException | urllib3.exceptions.MaxRetryError):
     inner = getattr(error, "reason", None) or (error.args[0] if error.args else None)
     if not isinstance(inner, Exception):

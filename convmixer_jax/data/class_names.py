@@ -1,4 +1,4 @@
-"""What the classes of a model are called."""
+"""The names of a model's classes."""
 
 from collections.abc import Sequence
 import functools
@@ -14,32 +14,32 @@ _FILE = "class_names.json"
 
 @functools.cache
 def imagenet() -> dict[str, str]:
-  """English names of ImageNet-1k's classes by WordNet id, in the order of the labels.
+  """The English names of ImageNet-1k's classes by WordNet id, in label order.
 
-  Each is the first word of the class's synset in WordNet 3.0; where two classes
-  share it, something is added that tells them apart.
+  Each is the first lemma of the synset in WordNet 3.0. Where two classes share it,
+  an addition distinguishes them.
   """
   file = importlib.resources.files("convmixer_jax.data") / "imagenet_classes.txt"
   return dict(line.split("\t") for line in file.read_text().splitlines())
 
 
 def readable(names: Sequence[str]) -> list[str]:
-  """The names, but for WordNet ids of ImageNet-1k's classes what they stand for."""
+  """Replaces the WordNet ids of ImageNet-1k by English names; keeps all other names."""
   return [imagenet().get(name, name) for name in names]
 
 
 def numbered(num_classes: int) -> list[str]:
-  """Names for classes of which nothing is known."""
+  """Placeholder names: "class 0", "class 1", ..."""
   return [f"class {number}" for number in range(num_classes)]
 
 
 def write(workdir: pathlib.Path, names: Sequence[str]) -> None:
-  """Writes the readable names into the workdir of a run, in one piece."""
+  """Writes the readable names into the workdir of a run, atomically."""
   storage.write_whole(workdir / _FILE, json.dumps(readable(names), indent=0) + "\n")
 
 
 def read(workdir: pathlib.Path) -> tuple[str, ...] | None:
-  """What `write` wrote; None if it did not.
+  """The names that `write` stored in a workdir; None if there are none.
 
   Raises:
     UserError: if the file is corrupt.
@@ -51,5 +51,5 @@ def read(workdir: pathlib.Path) -> tuple[str, ...] | None:
     return tuple(map(str, json.loads(path.read_text())))
   except (TypeError, ValueError) as error:
     raise UserError(
-      f"{path} is corrupt: {error}. Remove it: the run's command writes it again"
+      f"{path} is corrupt: {error}. Remove it: re-running the training command writes it again"
     ) from None

@@ -1,4 +1,4 @@
-"""How many examples of a split a run bears that cannot be read or decoded."""
+"""Corrupt examples of a split, and how many a run tolerates."""
 
 import dataclasses
 import logging
@@ -12,21 +12,21 @@ _SHOWN = 3
 
 @dataclasses.dataclass
 class CorruptExamples:
-  """The corrupt examples that were found so far.
+  """The corrupt examples found so far.
 
   Attributes:
-    limit: how many there may be; 0 stops at the first.
-    reasons: of each by its number: what it is, and what is wrong with it.
+    limit: how many are tolerated; 0 raises at the first.
+    reasons: by index, which example it is and what is wrong with it.
   """
 
   limit: int = 0
   reasons: dict[int, str] = dataclasses.field(default_factory=dict)
 
   def check(self, found: dict[int, str]) -> None:
-    """Counts what was found together with what is known.
+    """Counts new and known corrupt examples together.
 
     Raises:
-      UserError: naming the first of them, if they are too many.
+      UserError: naming the first few, if there are more than `limit`.
     """
     reasons = self.reasons | found
     if len(reasons) <= self.limit:
@@ -35,20 +35,20 @@ class CorruptExamples:
     rest = f"; and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
     raise UserError(
       f"{len(reasons)} examples are corrupt, config.run.max_corrupt is {self.limit}: {shown}{rest}."
-      " Mend the data, or allow more of them, and repeat the command: it goes on from its newest "
+      " Repair the data or raise the limit, and re-run the command: it resumes from the latest "
       "checkpoint"
     )
 
   def note(self, found: dict[int, str]) -> None:
-    """Remembers what was found, with one warning for each new one; raises as `check` does."""
+    """Records what was found, and logs each new one; raises like `check`."""
     self.check(found)
     new = {index: reason for index, reason in found.items() if index not in self.reasons}
-    self.reasons = self.reasons | new  # another dict: threads read this one
+    self.reasons = self.reasons | new  # a new dict, because threads read the old one
     for reason in new.values():
       _log.warning("skipped a corrupt example: %s", reason)
     if new:
       _log.warning(
-        "%d corrupt so far; config.run.max_corrupt=%d allows no more than these",
+        "corrupt examples so far: %d (limit: config.run.max_corrupt=%d)",
         len(self.reasons),
         self.limit,
       )

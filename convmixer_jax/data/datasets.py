@@ -1,7 +1,7 @@
-"""Where examples come from: scikit-learn's digits, TFDS records, or a directory of images.
+"""Sources of examples: scikit-learn's digits, TFDS records, or a directory of images.
 
-A source gives the examples of a split as (image, label): the image is an encoded
-JPEG or PNG file (bytes), or uint8 pixels [h, w, c] where none was encoded.
+A source yields the examples of a split as (image, label). The image is an encoded
+image file (bytes), or uint8 pixels [h, w, c] if it was never encoded.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,12 +19,12 @@ Example = tuple[bytes | np.ndarray, int]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
-# What a directory of images for evaluation may be called.
+# Directory names that are recognised as the evaluation split, in this order.
 _EVALUATED = ("validation", "val", "valid", "test")
 
 
 class Source(Protocol):
-  """Random access to the examples of one split; can be pickled for worker processes."""
+  """Random access to the examples of one split. Must be picklable, for worker processes."""
 
   @property
   def class_names(self) -> Sequence[str]:
@@ -32,23 +32,23 @@ class Source(Protocol):
 
   @property
   def channels(self) -> int:
-    """Of the decoded images: 1 for grey, 3 for colour."""
+    """Channels of the decoded images: 1 for greyscale, 3 for colour."""
 
   def __len__(self) -> int: ...
 
   def read(self, indices: Iterable[int]) -> list[Example]:
-    """The examples with these numbers, from 0, in this order.
+    """The examples with these indices, from 0, in the given order.
 
     Raises:
       CorruptError: if one of them cannot be read.
     """
 
   def describe(self, index: int) -> str:
-    """Which example this is, for a message to the user."""
+    """Identifies an example in messages to the user."""
 
 
 class ArraySource:
-  """Examples that are in memory: uint8 images [n, h, w, c] and int32 labels [n]."""
+  """Examples in memory: uint8 images [n, h, w, c] and int32 labels [n]."""
 
   def __init__(self, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str]):
     self.images, self.labels, self.class_names = images, labels, class_names
@@ -58,19 +58,19 @@ class ArraySource:
     return len(self.images)
 
   def read(self, indices: Iterable[int]) -> list[Example]:
-    """As in `Source`."""
+    """See `Source`."""
     return [(self.images[index], int(self.labels[index])) for index in indices]
 
   def describe(self, index: int) -> str:
-    """As in `Source`."""
+    """See `Source`."""
     return f"example {index}"
 
 
 class TfdsSource:
-  """A split of a dataset that TFDS has prepared as ArrayRecord; needs no TensorFlow."""
+  """A split of a TFDS dataset prepared as ArrayRecord; does not need TensorFlow."""
 
   def __init__(self, name: str, split: str, data_dir: str | None):
-    # TFDS is imported here because only this source needs it.
+    # Imported here because only this source needs TFDS.
     import tensorflow_datasets as tfds
 
     root = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
@@ -79,8 +79,8 @@ class TfdsSource:
       builder = tfds.builder(name, data_dir=root)
     except (tfds.core.DatasetNotFoundError, ValueError):
       raise UserError(
-        f'config.data.dataset is "{name}", which is neither "digits", "folder", a dataset of TFDS, '
-        f"nor prepared in {root}; see `python -m convmixer_jax.prepare --help`"
+        f'config.data.dataset is "{name}": not "digits", "folder", a TFDS dataset, or one prepared '
+        f"in {root}; see `python -m convmixer_jax.prepare --help`"
       ) from None
     if not builder.info.splits:
       raise UserError(
@@ -91,23 +91,23 @@ class TfdsSource:
     features = builder.info.features
     if not {"image", "label"} <= set(features):
       raise UserError(
-        f'config.data.dataset is "{name}", whose features are {", ".join(features)}; '
-        "an image classification dataset has image and label"
+        f'config.data.dataset is "{name}", which has the features {", ".join(features)}; '
+        "image classification needs image and label"
       )
     try:
       self._records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     except ValueError:
       raise UserError(
         f'a split of config.data is "{split}"; {name} has {", ".join(builder.info.splits)}, and '
-        'slices of them such as "train[:90%]"'
+        'slices such as "train[:90%]"'
       ) from None
     except NotImplementedError:
       how = "convert them in place with" if convertible else "move them away and prepare it with"
       raise UserError(
-        f"{builder.data_dir} holds {builder.info.file_format.value} files, which have no random "
+        f"{builder.data_dir} has {builder.info.file_format.value} files, which do not allow random "
         f"access: {how} `{_prepare_command(name, root)}`"
       ) from None
-    # `prepare` makes a file anew where there is one to convert, or else the whole dataset.
+    # `prepare` can rebuild a single file from TFRecord, but otherwise only the whole dataset.
     self._remedy = (
       f"remove it and run `{_prepare_command(name, root)}`"
       if convertible
@@ -124,11 +124,11 @@ class TfdsSource:
     return len(self._records)
 
   def read(self, indices: Iterable[int]) -> list[Example]:
-    """As in `Source`; one request for all of them, which is faster than one for each.
+    """See `Source`. Reads all in one request, which is faster than one request each.
 
     Raises:
-      CorruptError: if a record does not agree with its checksum.
-      UserError: naming the file that is missing, or has lost the index at its end.
+      CorruptError: if a record does not match its checksum.
+      UserError: naming a file that is missing, or truncated (the index is at its end).
     """
     indices = [int(index) for index in indices]
     try:
@@ -139,11 +139,11 @@ class TfdsSource:
     return [(record["image"], int(record["label"])) for record in records]
 
   def describe(self, index: int) -> str:
-    """As in `Source`."""
+    """See `Source`."""
     return f"{self._name}, example {index}"
 
   def _check_files(self, indices: list[int]) -> None:
-    """Looks whether the files that hold these examples can be opened at all."""
+    """Checks that the files of these examples can be opened; raises UserError otherwise."""
     from array_record.python import array_record_module
 
     for file in {self._files[i] for i in np.searchsorted(self._ends, indices, "right")}:
@@ -151,18 +151,18 @@ class TfdsSource:
         array_record_module.ArrayRecordReader(file).close()
       except RuntimeError as error:
         raise UserError(
-          f"{file} is missing, cut short or no ArrayRecord file: bring it back from a copy, or "
+          f"{file} is missing, truncated or not an ArrayRecord file: restore it from a backup, or "
           f"{self._remedy}. {error}"
         ) from None
 
 
 class FolderSource:
-  """A directory of images with a directory for each class: `root/SPLIT/CLASS/name.jpg`.
+  """A directory of images with one directory per class: `root/SPLIT/CLASS/name.jpg`.
 
-  The split "validation" is the first of the directories validation, val, valid and test that there
-  is. If `root` holds nothing but `train`, or the classes themselves, a fifth of the images of each
-  class are "validation", and "train" has the others. The hash of an image's path decides, so that
-  each start finds the same ones; a class of two images or more has at least one in both.
+  The split "validation" is the first existing directory of validation, val, valid and test. If
+  `root` has only `train`, or the classes themselves, a fifth of each class is held out as
+  "validation", and the rest is "train". The hash of the path selects the images, so every run
+  holds out the same ones. A class of two or more images has at least one in each split.
   """
 
   channels = 3
@@ -170,8 +170,8 @@ class FolderSource:
   def __init__(self, root: str | None, split: str):
     if root is None:
       raise UserError(
-        'config.data.dataset is "folder", but it is not told which: set --config.data.data_dir=DIR '
-        "to a directory with one directory of images for each class"
+        'config.data.dataset is "folder", but config.data.data_dir is not set: set '
+        "--config.data.data_dir=DIR to a directory with one directory of images per class"
       )
     directory, is_shared = _find_split(pathlib.Path(root).expanduser(), split)
     of_class = {entry.name: images(entry) for entry in directories(directory)}
@@ -186,7 +186,7 @@ class FolderSource:
     self._files = [(file, label) for label, files in enumerate(of_class.values()) for file in files]
     if not self._files:
       raise UserError(
-        f"{directory} has no {', '.join(IMAGE_SUFFIXES)} files in directories of classes"
+        f"{directory} has no {', '.join(IMAGE_SUFFIXES)} files in its class directories"
         + (f' for the split "{split}"' if is_shared else "")
       )
 
@@ -194,24 +194,24 @@ class FolderSource:
     return len(self._files)
 
   def read(self, indices: Iterable[int]) -> list[Example]:
-    """As in `Source`."""
+    """See `Source`."""
     try:
       return [(file.read_bytes(), label) for file, label in (self._files[i] for i in indices)]
     except OSError as error:
       raise CorruptError(f"the file cannot be read: {error.strerror}") from None
 
   def describe(self, index: int) -> str:
-    """As in `Source`: the file."""
+    """See `Source`; gives the path."""
     return str(self._files[index][0])
 
 
 def directories(parent: pathlib.Path) -> list[pathlib.Path]:
-  """The directories in one, sorted, without hidden ones such as .git."""
+  """The subdirectories, sorted, without hidden ones such as .git."""
   return sorted(d for d in parent.iterdir() if d.is_dir() and not d.name.startswith("."))
 
 
 def images(directory: pathlib.Path) -> list[pathlib.Path]:
-  """The files of images at any depth, sorted, without hidden ones and those in hidden places."""
+  """The image files at any depth, sorted; hidden files and directories are skipped."""
   found: list[pathlib.Path] = []
   for parent, below, files in os.walk(directory):
     below[:] = [name for name in below if not name.startswith(".")]
@@ -221,7 +221,7 @@ def images(directory: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _find_split(root: pathlib.Path, split: str) -> tuple[pathlib.Path, bool]:
-  """The directory of the classes, and whether "train" and "validation" share its images."""
+  """The parent of the class directories, and whether "train" and "validation" share its images."""
   if not root.is_dir():
     raise UserError(f"config.data.data_dir={root} is not a directory")
   names = [entry.name for entry in directories(root)]
@@ -237,14 +237,14 @@ def _find_split(root: pathlib.Path, split: str) -> tuple[pathlib.Path, bool]:
     return root / split, False
   raise UserError(
     f'a split of config.data is "{split}", but {root} has no directory of that name; it has '
-    f"{', '.join(names[:9])}. Name one of these that has a directory for each class, or set "
-    "--config.data.train_split=train --config.data.eval_split=validation: the latter is also "
-    "called val, valid or test, or is a fifth of the images where there is only train, or classes"
+    f"{', '.join(names[:9])}. Name one of these that has one directory per class, or set "
+    "--config.data.train_split=train --config.data.eval_split=validation: the latter may also be "
+    "named val, valid or test, and is a fifth of the images if there is only train, or only classes"
   )
 
 
 def _hold_out(directory: pathlib.Path, files: Sequence[pathlib.Path]) -> set[pathlib.Path]:
-  """A fifth of the images of a class, at least one if there are two."""
+  """A fifth of the images of a class, and at least one if there are two or more."""
 
   def drawn(file: pathlib.Path) -> bytes:
     return hashlib.sha256(file.relative_to(directory).as_posix().encode()).digest()
@@ -253,14 +253,14 @@ def _hold_out(directory: pathlib.Path, files: Sequence[pathlib.Path]) -> set[pat
 
 
 def digits(split: str) -> ArraySource:
-  """The 1,797 handwritten digits, 8x8 grey, that scikit-learn bundles; every fifth is for the test.
+  """scikit-learn's 1,797 handwritten digits, 8x8 greyscale; every fifth is in the test split.
 
-  They are shuffled once with a fixed seed before the split, for the file is
-  ordered by writer.
+  They are shuffled with a fixed seed before the split, because the file is ordered
+  by writer.
   """
   if split not in ("train", "test"):
     raise UserError(f'a split of config.data is "{split}"; digits has train and test')
-  # scikit-learn is imported here because only this source needs it.
+  # Imported here because only this source needs scikit-learn.
   from sklearn.datasets import load_digits
 
   bunch = load_digits()
@@ -275,8 +275,8 @@ def open_source(dataset: str, split: str, data_dir: str | None = None) -> Source
   """Opens one split of "digits", of "folder" (below `data_dir`), or of a TFDS dataset by name.
 
   Raises:
-    UserError: if there is no such dataset or split, or it is not prepared; it
-      says where was looked and which command prepares it.
+    UserError: if there is no such dataset or split, or it is not prepared; says
+      where it looked and which command prepares the dataset.
   """
   if dataset == "digits":
     return digits(split)
@@ -294,6 +294,6 @@ def _how_to_prepare(name: str, root: pathlib.Path) -> str:
   if name != "imagenet2012":
     return f"Prepare it with `{command}`, or set config.data.data_dir or $TFDS_DATA_DIR"
   return (
-    f"Prepare it with `{command} --manual_dir=DIR`, DIR holding ILSVRC2012_img_train.tar and "
+    f"Prepare it with `{command} --manual_dir=DIR`, where DIR has ILSVRC2012_img_train.tar and "
     "ILSVRC2012_img_val.tar from image-net.org, or set config.data.data_dir or $TFDS_DATA_DIR"
   )

@@ -1,4 +1,4 @@
-"""Images of one size from encoded images of any size: decoding and cropping, on the host."""
+"""Decoding and cropping on the host: encoded images of any size to images of one size."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ from convmixer_jax.errors import CorruptError, UserError, check_name
 _log = logging.getLogger(__name__)
 
 CROPS = ("none", "random_resized")
-# The kernels of which one resizes a random crop.
+# The kernels to choose from when resizing a random crop.
 INTERPOLATIONS = {
   "random": ("bilinear", "bicubic"),
   "bilinear": ("bilinear",),
@@ -27,19 +27,19 @@ INTERPOLATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-  """How the host makes images of one size; nothing else has to happen on the host.
+  """Decodes and crops images to one size; only these steps need the host.
 
   Attributes:
     image_size: side of the result in pixels.
-    crop: "none" takes records that have this size; "random_resized" crops at
-      random for training, resizes and crops the centre for evaluation.
-    scale, ratio: ranges of a random crop's area, and of its width over height.
-    interpolation: of a random crop: "bilinear", "bicubic", or "random": one of
-      them for each image, timm's default. Evaluation is always bicubic.
-    eval_fraction: side of the centre crop over the resized short side.
+    crop: "none" requires images of this size; "random_resized" crops at random in
+      training, and resizes and crops the centre in evaluation.
+    scale, ratio: ranges of a random crop's area fraction and of its width / height.
+    interpolation: how to resize a random crop: "bilinear", "bicubic", or "random",
+      which picks one per image (timm's default). Evaluation is always bicubic.
+    eval_fraction: side of the centre crop divided by the resized short side.
 
   Raises:
-    ValueError: if there is no such crop or interpolation.
+    ValueError: if the crop or the interpolation is unknown.
   """
 
   image_size: int
@@ -60,7 +60,7 @@ class Preprocess:
 
     Raises:
       CorruptError: if the image cannot be decoded.
-      UserError: if it has another size and is not cropped.
+      UserError: if it has the wrong size and `crop` is "none".
     """
     size = self.image_size
     if isinstance(image, bytes):
@@ -71,15 +71,15 @@ class Preprocess:
     if (height, width) != (size, size):
       raise UserError(
         f"an image has {height}x{width} pixels, but config.data.image_size is {size}: to crop and "
-        "resize images of any size set --config.data.crop=random_resized --config.data.cache=none"
-        + (f", or if all have this size --config.data.image_size={height}" * (height == width))
+        "resize images of any size, set --config.data.crop=random_resized --config.data.cache=none"
+        + (f", or if all have this size, --config.data.image_size={height}" * (height == width))
       )
     return image
 
   def random_box(
     self, height: int, width: int, rng: np.random.Generator
   ) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a crop, by timm's `RandomResizedCropAndInterpolation`."""
+    """Top, left, height and width of a crop, as in timm's `RandomResizedCropAndInterpolation`."""
     low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
     for _ in range(10):
       area = rng.uniform(*self.scale) * width * height
@@ -88,7 +88,7 @@ class Preprocess:
       if 0 < w <= width and 0 < h <= height:
         left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
         return top, left, h, w
-    # The largest central crop whose ratio is allowed.
+    # Fall back to the largest central crop with an allowed ratio.
     w = min(width, round(height * self.ratio[1]))
     h = min(height, round(width / self.ratio[0]))
     return (height - h) // 2, (width - w) // 2, h, w
@@ -97,29 +97,28 @@ class Preprocess:
     top, left, height, width = self.random_box(image_hwc.shape[0], image_hwc.shape[1], rng)
     kernels = INTERPOLATIONS[self.interpolation]
     kernel = kernels[rng.integers(len(kernels))]
-    # Cropped before it is resized: pixels around the box must not leak in.
+    # Crop before resizing, so that pixels outside the box do not leak in.
     crop_hwc = image_hwc[top : top + height, left : left + width]
     return resize(crop_hwc, self.image_size, self.image_size, kernel)
 
   def _centre(self, image_hwc: np.ndarray) -> np.ndarray:
-    """timm's evaluation: short side to image_size / eval_fraction, bicubic, then the centre."""
+    """timm's evaluation: short side to image_size / eval_fraction, bicubic, then centre crop."""
     short, size = math.floor(self.image_size / self.eval_fraction), self.image_size
     sides = image_hwc.shape[:2]
-    # Multiplied first: a ratio rounded before would lose a pixel of some long sides.
+    # Multiply first: a rounded ratio would lose a pixel of some long sides.
     h, w = (int(short * side / min(sides)) for side in sides)
     top, left = round((h - size) / 2), round((w - size) / 2)  # half to even, as in timm
     return resize(image_hwc, h, w, "bicubic")[top : top + size, left : left + size]
 
 
 def decode(image: bytes, channels: int) -> np.ndarray:
-  """Decodes a file of an image to uint8 [h, w, channels], as Pillow's `convert` does.
+  """Decodes an image file to uint8 [h, w, channels], like Pillow's `convert`.
 
-  Of levels of 16 bits the higher 8 are kept, grey ones too, which `convert` would clip to white.
-  Transparency is dropped: the colours below it show. Colour profiles and orientation tags are not
-  applied.
+  16-bit values keep their high 8 bits, also in greyscale, which `convert` would clip to white. The
+  alpha channel is dropped. Colour profiles and orientation tags are ignored.
 
   Raises:
-    CorruptError: if it is corrupt, no image, or of levels without a known white.
+    CorruptError: if it is corrupt, not an image, or has 32-bit values without a defined white.
   """
   jpeg = _jpeg()
   if jpeg and image.startswith(b"\xff\xd8"):
@@ -130,41 +129,41 @@ def decode(image: bytes, channels: int) -> np.ndarray:
       if colours == "Gray":
         return jpeg.decode_jpeg(image, "RGB" if channels == 3 else "GRAY")
     except ValueError:
-      pass  # something is odd about the file; it is for Pillow to say what
+      pass  # let Pillow decode it, or say what is wrong with it
   try:
     picture = _in_8_bits(PIL.Image.open(io.BytesIO(image)))
-    picture.info.pop("transparency", None)  # else `convert` warns of a palette's
+    picture.info.pop("transparency", None)  # else `convert` warns about palette transparency
     picture = picture.convert("L" if channels == 1 else "RGB")
   except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-    reason = str(error).partition(" <_io")[0]  # Pillow names a buffer of ours
+    reason = str(error).partition(" <_io")[0]  # drop the repr of our buffer
     raise CorruptError(f"an image of {len(image)} bytes cannot be decoded: {reason}") from None
   return np.asarray(picture).reshape(picture.height, picture.width, channels)
 
 
 def _in_8_bits(picture: PIL.Image.Image) -> PIL.Image.Image:
-  """The picture itself, or one of the higher 8 of its 16 bits, as Pillow makes of 16-bit colours.
+  """Reduces 16-bit values to their high 8 bits, as Pillow does for 16-bit colour images.
 
   Raises:
-    ValueError: for the modes I and F, whose levels are numbers of 32 bits.
+    ValueError: for the modes I and F, which have 32-bit values.
   """
-  # Pillow has given 16-bit files of these formats the mode I.
+  # Some versions of Pillow open 16-bit files of these formats in mode I.
   if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM")):
     return PIL.Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
   if picture.mode in ("I", "F"):
     raise ValueError(
-      f"its levels are 32-bit numbers (Pillow's mode {picture.mode}), and nothing says which is "
-      "white: save it with 8 or 16 bits to the channel"
+      f"it has 32-bit values (Pillow mode {picture.mode}), for which white is not defined: save it "
+      "with 8 or 16 bits per channel"
     )
   return picture
 
 
 @functools.cache
 def _jpeg() -> ModuleType | None:
-  """The package that decodes JPEG as Pillow does but faster, where it is installed."""
+  """simplejpeg, which gives Pillow's pixels faster, or None if it is not installed."""
   try:
     import simplejpeg
   except ImportError as error:
-    if multiprocessing.parent_process() is None:  # once, not in each worker too
-      _log.warning("JPEG files are decoded by Pillow, which takes longer: %s", error)
+    if multiprocessing.parent_process() is None:  # once, not in every worker
+      _log.warning("JPEG files are decoded by Pillow, which is slower: %s", error)
     return None
   return simplejpeg

@@ -1,9 +1,9 @@
-"""Resizing of images on the host, to the pixels of Pillow's `Image.resize`, several times faster.
+"""Image resizing on the host: the same pixels as Pillow's `Image.resize`, several times faster.
 
-`native/resize.cc` does it where there is a C++ compiler, Pillow elsewhere; the pixels are
-the same. Rows are resized first, as by all of Pillow before version 13, with which
-the published accuracies were measured. (Since then columns come first in images
-that shrink more in height than in width, which rounds some pixels differently.)
+Uses `native/resize.cc` if there is a C++ compiler, and Pillow otherwise. The pixels are the
+same. Rows are resized first, as in Pillow before version 13, with which the published
+accuracies were measured. (Pillow 13 resizes columns first if an image shrinks more in
+height than in width, which rounds some pixels differently.)
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from convmixer_jax.native.compiler import CompilerError, library
 
 _log = logging.getLogger(__name__)
 _SOURCE = pathlib.Path(__file__).parents[1] / "native" / "resize.cc"
-_LEAST_ROW = 16  # bytes, for `resize.cc`
+_LEAST_ROW = 16  # bytes, the minimum for `resize.cc`
 _RESAMPLING = {
   "bilinear": PIL.Image.Resampling.BILINEAR,
   "bicubic": PIL.Image.Resampling.BICUBIC,
@@ -29,15 +29,15 @@ _RESAMPLING = {
 
 
 def resize(image_hwc: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
-  """Resizes uint8 [h, w, c] to [height, width, c], antialiased; may be a cut from another image.
+  """Resizes uint8 [h, w, c] to [height, width, c], antialiased.
 
   Args:
-    image_hwc: of 1 or 3 channels.
-    height, width: of the result in pixels.
+    image_hwc: image of 1 or 3 channels; may be a view into a larger one.
+    height, width: size of the result in pixels.
     interpolation: "bilinear" or "bicubic".
 
   Raises:
-    ValueError: if it is another one.
+    ValueError: if the interpolation is unknown.
   """
   check_name("interpolation", interpolation, _RESAMPLING)
   old_height, old_width, channels = image_hwc.shape
@@ -64,20 +64,20 @@ def _by_pillow(image_hwc: np.ndarray, height: int, width: int, interpolation: st
   kernel = _RESAMPLING[interpolation]
   old_height, _, channels = image_hwc.shape
   image = PIL.Image.fromarray(image_hwc[..., 0] if channels == 1 else image_hwc)
-  # In two steps, for then every Pillow takes the rows first.
+  # In two steps, so that every version of Pillow resizes the rows first.
   image = image.resize((width, old_height), kernel).resize((width, height), kernel)
   return np.asarray(image).reshape(height, width, channels)
 
 
 @functools.cache
 def _compiled() -> Callable[..., None] | None:
-  """The function in `resize.cc`, compiled if need be; None where that is not possible."""
+  """The function in `resize.cc`, compiled on first use; None if it cannot be compiled."""
   try:
-    # Sums of products must not be fused: Pillow's are not, and a weight could round differently.
+    # No fused multiply-add: Pillow does not use it, and a weight could round differently.
     function = ctypes.CDLL(str(library(_SOURCE, "-ffp-contract=off"))).resize
   except (CompilerError, OSError) as error:
-    if multiprocessing.parent_process() is None:  # once, not in each worker too
-      _log.warning("images are resized by Pillow, which takes six times as long: %s", error)
+    if multiprocessing.parent_process() is None:  # once, not in every worker
+      _log.warning("images are resized by Pillow, which is six times slower: %s", error)
     return None
   pointer, integer = ctypes.c_void_p, ctypes.c_int
   function.argtypes = [pointer, ctypes.c_int64, *[integer] * 6, pointer]

@@ -1,4 +1,4 @@
-"""Host batches on their way to the mesh, and images that are kept in memory or on it."""
+"""Transfer of host batches to the mesh, and caching of images in host or device memory."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -19,12 +19,12 @@ CACHES = ("none", "host", "device")
 
 
 class ShardBatch:
-  """Puts host batches on the mesh, and looks images up that lie there already.
+  """Shards host batches over the mesh, and gathers images that are already on the devices.
 
   Args:
-    mesh: where batches go, their first axis cut over its devices.
-    resident: the examples that batches of "index" point to; each device holds
-      a copy of them.
+    mesh: devices to shard the first axis of a batch over.
+    resident: the examples that batches of "index" refer to; every device holds a
+      copy.
   """
 
   def __init__(self, mesh: Mesh, resident: ArraySource | None = None):
@@ -34,7 +34,7 @@ class ShardBatch:
       self._look_up = jax.jit(_look_up, out_shardings=self._sharding)
 
   def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's share of a batch -> global arrays."""
+    """Turns this process's share of a batch into global arrays."""
     arrays = {
       name: jax.make_array_from_process_local_data(self._sharding, rows)
       for name, rows in batch.items()
@@ -43,17 +43,17 @@ class ShardBatch:
 
 
 def cached(batches: Batches, mesh: Mesh, cache: str) -> tuple[Batches, ShardBatch]:
-  """The batches with their images where `cache` says, and what puts them on the mesh.
+  """The batches with their images cached, and the `ShardBatch` that puts them on the mesh.
 
   Args:
-    batches: of a split.
-    mesh: where.
-    cache: "none"; "host": decoded once into memory; "device": copied from there to
-      each device, if they fit.
+    batches: batches of a split.
+    mesh: devices to shard over.
+    cache: "none"; "host" decodes all images once into memory; "device" also copies
+      them to every device, if they fit.
 
   Raises:
-    UserError: if too many examples are corrupt, or one has another size.
-    ValueError: if there is no such cache.
+    UserError: if too many examples are corrupt, or one has the wrong size.
+    ValueError: if the cache is unknown.
   """
   check_name("cache", cache, CACHES)
   source, preprocess, corrupt_examples = (
@@ -61,7 +61,7 @@ def cached(batches: Batches, mesh: Mesh, cache: str) -> tuple[Batches, ShardBatc
     batches.preprocess,
     batches.corrupt_examples,
   )
-  *_, corrupt = read(source, preprocess, [0], [None])  # an error before all the others decode
+  *_, corrupt = read(source, preprocess, [0], [None])  # fail early, before decoding all others
   corrupt_examples.note(corrupt)
   if cache == "none":
     return batches, ShardBatch(mesh)
@@ -78,7 +78,7 @@ def fits(mesh: Mesh, source: ArraySource) -> bool:
     limit = (device.memory_stats() or {}).get("bytes_limit")  # None on CPU
     if limit is not None and source.images.nbytes > limit / 4:
       _log.warning(
-        "%.1f GiB of images take over a quarter of the memory of %s: they stay on the host",
+        "%.1f GiB of images exceed a quarter of the memory of %s: they stay on the host",
         source.images.nbytes / 2**30,
         device,
       )

@@ -1,4 +1,4 @@
-"""TFRecord files of TFDS as ArrayRecord files, which have random access; needs no TensorFlow.
+"""Conversion of TFDS's TFRecord files to ArrayRecord, for random access, without TensorFlow.
 
 TFDS writes the same serialised examples to both, so a shard is converted by copying its records.
 """
@@ -17,17 +17,17 @@ import tqdm
 
 from convmixer_jax.errors import UserError
 
-_Shard = tuple[pathlib.Path, pathlib.Path, int]  # TFRecord file, ArrayRecord file, their records
+_Shard = tuple[pathlib.Path, pathlib.Path, int]  # TFRecord file, ArrayRecord file, record count
 
 
 def records(path: pathlib.Path) -> Iterator[bytes]:
-  """The records of a TFRecord file, in their order.
+  """Yields the records of a TFRecord file in order.
 
-  Each is its length in 8 bytes, the length's checksum in 4, the record and its checksum. Source:
-  TensorFlow, `lib/io/record_writer.h`.
+  Each record is stored as its length (8 bytes), the checksum of the length (4 bytes), the data, and
+  the checksum of the data (4 bytes). Source: TensorFlow, `lib/io/record_writer.h`.
 
   Raises:
-    UserError: if the file is missing, cut short, or does not agree with a checksum.
+    UserError: if the file is missing or truncated, or a checksum does not match.
   """
   try:
     with path.open("rb") as file:
@@ -44,20 +44,20 @@ def records(path: pathlib.Path) -> Iterator[bytes]:
 
 
 def convert(builder: Any) -> bool:
-  """Puts ArrayRecord files beside the TFRecord files of a prepared dataset, which stay there.
+  """Adds ArrayRecord files to a prepared dataset, next to its TFRecord files.
 
-  Only whole files get their name, and `dataset_info.json` names the format when all are there, so
-  that a conversion that was interrupted goes on when it is repeated.
+  A file is renamed into place only once it is complete, and `dataset_info.json` lists the format
+  only once all files are. An interrupted conversion resumes when it is run again.
 
   Args:
-    builder: of TFDS.
+    builder: the TFDS builder of the dataset.
 
   Returns:
-    Whether anything had to be converted.
+    Whether anything was converted.
 
   Raises:
-    UserError: if a TFRecord file is missing or corrupt, the directory cannot be written to, or its
-      disk is too small.
+    UserError: if a TFRecord file is missing or corrupt, the directory is not writable, or its disk
+      is too small.
   """
   directory, shards = pathlib.Path(builder.data_dir), _shards(builder)
   missing = [shard for shard in shards if not shard[1].exists()]
@@ -67,14 +67,15 @@ def convert(builder: Any) -> bool:
   if not missing and "array_record" in formats:
     return False
   if absent := [source for source, _, _ in missing if not source.exists()]:
-    raise UserError(f"{absent[0]} is missing: bring it back from a copy")
-  for partial in directory.glob("*.array_record-*.partial*"):  # of a conversion that was killed
+    raise UserError(f"{absent[0]} is missing: restore it from a backup")
+  for partial in directory.glob("*.array_record-*.partial*"):  # left by a killed conversion
     partial.unlink()
   need, free = sum(source.stat().st_size for source, _, _ in missing), shutil.disk_usage(directory)
   if need > free.free:
     raise UserError(
-      f"{directory} needs {need / 2**30:.1f} GiB for ArrayRecord files beside its TFRecord files, "
-      f"but {free.free / 2**30:.1f} GiB are free: make space, or move the dataset to a larger disk"
+      f"{directory} needs {need / 2**30:.1f} GiB for ArrayRecord files next to its TFRecord files, "
+      f"but {free.free / 2**30:.1f} GiB are free: free up space, or move the dataset to a larger "
+      "disk"
     )
   try:
     _convert_shards(missing)
@@ -105,7 +106,7 @@ def _shards(builder: Any) -> list[_Shard]:
 
 
 def _convert_shards(shards: Sequence[_Shard]) -> None:
-  with futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # ArrayRecord releases the lock
+  with futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # ArrayRecord releases the GIL
     tasks = [pool.submit(_convert_shard, *shard) for shard in shards]
     bar = tqdm.tqdm(total=len(tasks), desc="to ArrayRecord", unit=" files", disable=None)
     try:
@@ -120,7 +121,7 @@ def _convert_shards(shards: Sequence[_Shard]) -> None:
 
 
 def _convert_shard(source: pathlib.Path, target: pathlib.Path, length: int) -> None:
-  # ArrayRecord is imported here, for it takes long.
+  # Imported here because it is slow to import.
   from array_record.python import array_record_module
 
   partial = target.with_name(f"{target.name}.partial{os.getpid()}")
@@ -132,14 +133,14 @@ def _convert_shard(source: pathlib.Path, target: pathlib.Path, length: int) -> N
       count += 1
     writer.close()
     if count != length:
-      raise UserError(f"{source} has {count} records, but dataset_info.json counts {length}")
+      raise UserError(f"{source} has {count} records, but dataset_info.json says {length}")
     partial.replace(target)
   finally:
     partial.unlink(missing_ok=True)
 
 
 def _broken(path: pathlib.Path) -> str:
-  return f"{path} is cut short or corrupt: bring it back from a copy"
+  return f"{path} is truncated or corrupt: restore it from a backup"
 
 
 def _masked_crc(content: bytes) -> bytes:

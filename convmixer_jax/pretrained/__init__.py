@@ -1,7 +1,7 @@
-"""Trained weights in and out: files of PyTorch, released models, and workdirs of our own runs.
+"""Loading and saving trained weights: PyTorch files, released models, and workdirs of runs.
 
-`load` and `load_torch` give a model and its variables, `read` also how its images are preprocessed
-and what its classes are called.
+`load` and `load_torch` return a model and its variables. `read` also returns its preprocessing and
+its class names.
 """
 
 import dataclasses
@@ -27,24 +27,24 @@ _log = logging.getLogger(__name__)
 def load(
   source: str | os.PathLike[str], *, activation: str | None = None
 ) -> tuple[ConvMixer, dict[str, Any]]:
-  """A trained model and its float32 variables {"params", "batch_stats"}; see `read`."""
+  """Loads a trained model and its float32 variables {"params", "batch_stats"}; see `read`."""
   found = read(source, activation=activation)
   return found.model, found.variables
 
 
 def read(source: str | os.PathLike[str], *, activation: str | None = None) -> TrainedModel:
-  """A trained model: what `load` gives, and how its images are preprocessed.
+  """Reads a trained model: what `load` returns, and its preprocessing.
 
   Args:
-    source: a file, as in `load_torch`; the workdir of a run, of which the newest checkpoint that
-      can be read is taken; a directory that `bundle.save` wrote; or the name of a released model,
-      also as "timm/NAME.in1k".
-    activation: instead of the source's. None for the source's; if it does not tell it, "gelu" is
+    source: a file, as in `load_torch`; the workdir of a run (its latest readable checkpoint); a
+      directory that `bundle.save` wrote; or the name of a released model, also as
+      "timm/NAME.in1k".
+    activation: overrides the source's. None uses the source's; if it states none, "gelu" is
       assumed, with a warning.
 
   Raises:
-    UserError: if there is no such source, it cannot be read or fetched, or does not fit.
-    ValueError: if `ConvMixer` does not know the activation.
+    UserError: if the source does not exist, cannot be read or fetched, or does not fit.
+    ValueError: if the activation is unknown.
   """
   if activation is not None and activation not in ACTIVATIONS:
     raise ValueError(f"activation is {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
@@ -52,8 +52,8 @@ def read(source: str | os.PathLike[str], *, activation: str | None = None) -> Tr
   activation = activation or found.activation
   if activation is None:
     _log.warning(
-      "%s does not tell its activation; 'gelu' is assumed. Give --activation=relu or another, in "
-      "Python activation='relu', if that is wrong, as it is for the released 768/32",
+      "%s does not state its activation; assuming 'gelu'. If that is wrong, as for the released "
+      "768/32, set --activation=relu (in Python: activation='relu') or another one",
       source,
     )
   model = found.model.clone(activation=activation or "gelu")
@@ -61,14 +61,14 @@ def read(source: str | os.PathLike[str], *, activation: str | None = None) -> Tr
 
 
 def told(source: str | os.PathLike[str]) -> TrainedModel:
-  """What a source tells; `read` without its assumption and its warning.
+  """What a source states: like `read`, but assumes no activation and does not warn.
 
   Raises:
     UserError: as in `read`.
   """
   path = storage.path_of(source)
   if (path / "config.json").is_file():
-    from convmixer_jax.pretrained import workdir  # only now: it brings the data and Orbax
+    from convmixer_jax.pretrained import workdir  # imports the data pipeline and Orbax
 
     return workdir.read(path)
   if bundle.is_bundle(path):
@@ -78,7 +78,7 @@ def told(source: str | os.PathLike[str]) -> TrainedModel:
   name = str(source).removeprefix("timm/").removesuffix(".in1k")
   if name not in names.list_models():
     raise UserError(
-      f"{str(source)!r} is no file, no workdir of a run, and no model: {names.nearest(name)}"
+      f"{str(source)!r} is not a file, the workdir of a run, or a model: {names.nearest(name)}"
     )
   activation = names.settings_of(name)["activation"]
   found = files.read(hub.fetch(name))
@@ -89,26 +89,27 @@ def told(source: str | os.PathLike[str]) -> TrainedModel:
 def load_torch(
   path: str | os.PathLike[str], *, activation: str | None = None
 ) -> tuple[ConvMixer, dict[str, Any]]:
-  """The model and its float32 variables from a file of PyTorch weights; runs no code of the file's.
+  """Loads a model and its float32 variables from a PyTorch weights file; executes nothing in it.
 
-  Sizes, classes and layout (timm's, or the authors' `nn.Sequential`) are told by the tensors. Of a
-  training's checkpoint the averaged weights are taken if it has some, as in timm. Every variable
-  comes from the file, and every tensor of the file but BatchNorm's counters is used.
+  The sizes, the number of classes and the layout (timm's, or the authors' `nn.Sequential`) are
+  inferred from the tensors. From a training checkpoint it takes the averaged (EMA) weights if
+  present, as timm does. Every variable is read from the file, and every tensor in the file except
+  BatchNorm's counters is used.
 
   Args:
-    path: `.safetensors`, or what `torch.save` writes (`.pth`, `.pth.tar`, `.bin`, ...); the file's
-      content decides, not its name.
-    activation: the model's, which weights do not tell. None for what `save_torch` noted in the
-      file, else for that of the named model that the file's name tells, else for "gelu", with a
-      warning.
+    path: `.safetensors`, or what `torch.save` writes (`.pth`, `.pth.tar`, `.bin`, ...). The format
+      is detected from the content, not the name.
+    activation: the activation, which tensors do not determine. None takes the one that
+      `save_torch` stored in the file, else that of the model the file is named after, else
+      "gelu", with a warning.
 
   Raises:
     UserError: naming the file and the tensor that does not fit, with both shapes.
-    ValueError: if `ConvMixer` does not know the activation.
+    ValueError: if the activation is unknown.
   """
   path = pathlib.Path(path)
   if not path.is_file():
-    files.read(path)  # says why
+    files.read(path)  # raises the error that says why
   return load(path, activation=activation)
 
 
@@ -120,19 +121,19 @@ def save_torch(
   layout: str = "timm",
   preprocessing: Preprocessing | None = None,
 ) -> None:
-  """Writes the variables as a float32 state_dict for PyTorch, in one piece.
+  """Writes the variables as a float32 state_dict for PyTorch, atomically.
 
   Args:
-    path: `.safetensors`, in which activation, BatchNorm's epsilon and preprocessing are noted, too;
-      or `.pth`, `.pth.tar`, `.pt` or `.bin`, which have no place for notes, and for which PyTorch
-      has to be installed.
-    model: whose variables they are.
+    path: `.safetensors`, which also stores the activation, BatchNorm's epsilon and the
+      preprocessing as metadata; or `.pth`, `.pth.tar`, `.pt` or `.bin`, which have no metadata and
+      require PyTorch.
+    model: the model of the variables.
     variables: {"params", "batch_stats"}.
-    layout: of the names, "timm" or "sequential", which is the authors'.
-    preprocessing: of the model's images, and the names of its classes, if they are known.
+    layout: names of the tensors: "timm", or "sequential" (the authors').
+    preprocessing: preprocessing and class names, if known.
 
   Raises:
-    UserError: if the variables are not the model's, the directory is missing, or PyTorch is.
-    ValueError: if `layout` or the file's ending is not allowed.
+    UserError: if the variables do not match the model, or if the directory or PyTorch is missing.
+    ValueError: if `layout` or the suffix is not allowed.
   """
   save(path, TrainedModel(model, variables, model.activation, preprocessing), layout=layout)

@@ -1,10 +1,10 @@
-"""A model as a directory: `model.json` says which ConvMixer it is, `arrays/` has its weights.
+"""A model as a directory: `model.json` defines the ConvMixer, `arrays/` has its weights.
 
-Where they are known, `model.json` also has the activation and, as "pretrained_cfg", in timm's terms
-how images are preprocessed and what the classes are called.
+If known, `model.json` also has the activation and, as "pretrained_cfg" in timm's format, the
+preprocessing and the class names.
 
-The weights are an Orbax checkpoint of {"params", "batch_stats"}, which other programs that use
-Orbax can restore too.
+The weights are an Orbax checkpoint of {"params", "batch_stats"}, which any program that uses Orbax
+can restore.
 """
 
 import json
@@ -43,7 +43,7 @@ def save(path: pathlib.Path, trained: TrainedModel) -> None:
     checkpointer.save((path / "arrays").absolute(), jax.tree.map(jnp.asarray, tree))
   model = trained.model
   attributes = {**variables.identity(model), "in_chans": int(trained.channels)}
-  if trained.activation is None:  # the model's is only assumed
+  if trained.activation is None:  # the model has an assumed one, which is not stored
     del attributes["activation"]
   if trained.preprocessing is not None:
     attributes[_PREPROCESSING] = trained.preprocessing.to_dict(model.num_classes)
@@ -51,7 +51,7 @@ def save(path: pathlib.Path, trained: TrainedModel) -> None:
 
 
 def load(path: pathlib.Path) -> TrainedModel:
-  """What `save` wrote, in float32 on the default device.
+  """Loads what `save` wrote, in float32 on the default device.
 
   Raises:
     UserError: if a part is missing or corrupt.
@@ -67,13 +67,13 @@ def load(path: pathlib.Path) -> TrainedModel:
     like = variables.shapes(model, channels, here)
     restore = ocp_args.PyTreeRestore(like, checkpoint_utils.construct_restore_args(like))
     with checkpointers.PyTreeCheckpointer() as checkpointer:
-      # Looked at first: a read that fails midway leaves Orbax's other reads lying about.
+      # Check the shapes first: a restore that fails midway leaves other reads of Orbax pending.
       there = checkpointer.metadata((path / "arrays").absolute()).item_metadata.tree
       if _shapes(there) != _shapes(like):
-        raise ValueError("the arrays are not those of the model in model.json")
+        raise ValueError("the arrays do not match the model in model.json")
       found = checkpointer.restore((path / "arrays").absolute(), args=restore)
     return TrainedModel(model, found, attributes.get("activation"), preprocessing)
-  except Exception as error:  # whatever the many readers below Orbax raise
+  except Exception as error:  # Orbax and its storage layers can raise anything
     reason = str(error).partition("\n")[0]
     raise UserError(f"{path} cannot be read: {type(error).__name__}: {reason}") from None
 

@@ -1,4 +1,4 @@
-"""Files of PyTorch weights: `.safetensors` with its notes, and what `torch.save` writes."""
+"""PyTorch weights files: `.safetensors` with metadata, and what `torch.save` writes."""
 
 import dataclasses
 import json
@@ -16,17 +16,17 @@ from convmixer_jax.pretrained.trained import Preprocessing, TrainedModel
 
 _SAFETENSORS = ".safetensors"
 _PICKLED = (".pth", ".pth.tar", ".pt", ".bin")
-# What files hold besides weights, so that a model comes back as it was saved.
+# Metadata keys, which restore a model as it was saved.
 _ACTIVATION, _EPSILON, _PREPROCESSING = "activation", "norm_epsilon", "pretrained_cfg"
 
 _log = logging.getLogger(__name__)
 
 
 def read(path: pathlib.Path) -> TrainedModel:
-  """What a file tells, by its tensors, its notes and its name.
+  """Reads the model that a file's tensors, metadata and name describe.
 
   Raises:
-    UserError: if it cannot be read, is none of weights, or these are not a ConvMixer's.
+    UserError: if it cannot be read, is not a weights file, or is not a ConvMixer.
   """
   arrays, metadata = _content(path)
   try:
@@ -47,23 +47,23 @@ def read(path: pathlib.Path) -> TrainedModel:
 
 
 def save(path: str | os.PathLike[str], weights: TrainedModel, *, layout: str = "timm") -> None:
-  """Writes weights as `pretrained.save_torch` does; an assumed activation is not noted.
+  """Writes weights like `pretrained.save_torch`, but does not store an assumed activation.
 
   Raises:
-    UserError: as there.
-    ValueError: as there.
+    UserError: as in `pretrained.save_torch`.
+    ValueError: as in `pretrained.save_torch`.
   """
   path, model = pathlib.Path(path), weights.model
   if not path.name.endswith((_SAFETENSORS, *_PICKLED)):
     allowed = ", ".join((_SAFETENSORS, *_PICKLED))
-    raise ValueError(f"path is {str(path)!r}; allowed endings: {allowed}")
+    raise ValueError(f"path is {str(path)!r}; allowed suffixes: {allowed}")
   if not path.parent.is_dir():
-    raise UserError(f"{path.parent} is no directory; make it first")
+    raise UserError(f"{path.parent} is not a directory; create it first")
   arrays = state_dict.from_variables(model, weights.variables, layout)
   if model.norm_epsilon != ConvMixer.norm_epsilon or model.activation == "gelu_tanh":
     _log.warning(
-      "give the model in PyTorch BatchNorm's eps=%g and the activation %s: they are not its usual "
-      "ones, and weights do not tell",
+      "in PyTorch, set BatchNorm's eps=%g and the activation %s: they are not the defaults there, "
+      "and weights do not store them",
       model.norm_epsilon,
       model.activation,
     )
@@ -79,7 +79,7 @@ def save(path: str | os.PathLike[str], weights: TrainedModel, *, layout: str = "
     import torch
   except ImportError:
     raise UserError(
-      f"{path} needs PyTorch to be written: pip install torch; or end its name in {_SAFETENSORS}"
+      f"writing {path} needs PyTorch: pip install torch; or end its name in {_SAFETENSORS}"
     ) from None
   partial = path.with_name(f"{path.name}.partial")
   torch.save({key: torch.tensor(array) for key, array in arrays.items()}, partial)
@@ -87,9 +87,9 @@ def save(path: str | os.PathLike[str], weights: TrainedModel, *, layout: str = "
 
 
 def _content(path: pathlib.Path) -> tuple[Any, dict[str, str]]:
-  """What a file of any kind holds, and its notes."""
+  """The content and the metadata of a file in any format."""
   if path.is_dir():
-    raise UserError(f"{path} is a directory, but no workdir of a run: it has no config.json")
+    raise UserError(f"{path} is a directory, but not the workdir of a run: it has no config.json")
   try:
     with path.open("rb") as file:
       start = file.read(16)
@@ -103,25 +103,29 @@ def _content(path: pathlib.Path) -> tuple[Any, dict[str, str]]:
     return safetensors.read(path)
   if start.startswith(b"\x80"):
     raise UserError(
-      f"{path} is a bare pickle, perhaps PyTorch's from before 1.6, which is not read. If it is, "
+      f"{path} is a bare pickle, which is not supported. If PyTorch before 1.6 wrote it, "
       "convert it: python -c 'import sys, torch; torch.save(torch.load(sys.argv[1], "
       "weights_only=True), sys.argv[2])' OLD NEW"
     )
-  raise UserError(f"{path} is no file of weights: neither safetensors nor PyTorch's")
+  raise UserError(f"{path} is not a weights file: neither safetensors nor PyTorch's format")
 
 
 def _notes(metadata: dict[str, str]) -> dict[str, Any]:
-  """Attributes of `ConvMixer` that `save_torch` noted."""
+  """Attributes of `ConvMixer` that `save_torch` stored as metadata."""
   notes: dict[str, Any] = {}
   if _ACTIVATION in metadata:
     notes[_ACTIVATION] = metadata[_ACTIVATION]
     if notes[_ACTIVATION] not in ACTIVATIONS:
-      raise UserError(f"{_ACTIVATION} is noted as {notes[_ACTIVATION]!r}, which is unknown")
+      raise UserError(
+        f"the metadata's {_ACTIVATION} is {notes[_ACTIVATION]!r}; allowed: {', '.join(ACTIVATIONS)}"
+      )
   if _EPSILON in metadata:
     try:
       notes[_EPSILON] = float(metadata[_EPSILON])
     except ValueError:
-      raise UserError(f"{_EPSILON} is noted as {metadata[_EPSILON]!r}, no number") from None
+      raise UserError(
+        f"the metadata's {_EPSILON} is {metadata[_EPSILON]!r}, not a number"
+      ) from None
   return notes
 
 
@@ -133,4 +137,4 @@ def _noted_preprocessing(
   try:
     return Preprocessing.from_dict(json.loads(metadata[_PREPROCESSING]), num_classes, channels)
   except ValueError as error:
-    raise UserError(f"{_PREPROCESSING} is noted wrongly: {error}") from None
+    raise UserError(f"the metadata's {_PREPROCESSING} is invalid: {error}") from None

@@ -14,25 +14,25 @@ from convmixer_jax.model import names
 from convmixer_jax.native import compiler
 
 _FILE = "model.safetensors"
-_SECONDS = 8  # that the hub has to answer in
+_SECONDS = 8  # timeout for the hub's response
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT)
 
 _log = logging.getLogger(__name__)
 
 
 def fetch(name: str) -> pathlib.Path:
-  """The file of a released model's weights, `timm/NAME.in1k`, downloaded unless it is there.
+  """The weights file of a released model, `timm/NAME.in1k`, downloaded unless cached.
 
-  It lies in huggingface_hub's own cache; that package's HF_HUB_OFFLINE, HF_HOME and HF_ENDPOINT do
-  what they always do. Without a network it fails within seconds.
+  It is stored in the cache of huggingface_hub, which honours HF_HUB_OFFLINE, HF_HOME and
+  HF_ENDPOINT as usual. Without a network it fails within seconds.
 
   Raises:
-    UserError: if there are no such weights, or they are neither there nor to be had.
+    UserError: if there are no such weights, or they are not cached and cannot be downloaded.
   """
   if name not in names.list_released():
-    names.settings_of(name)  # a name that is wrong altogether gets its own message
+    names.settings_of(name)  # an unknown name raises its own message
     released = ", ".join(names.list_released())
-    raise UserError(f"{name} has no released weights; there are those of {released}")
+    raise UserError(f"{name} has no released weights; available: {released}")
   repository = f"timm/{name}.in1k"
   by_hand = (
     f"download {_FILE} from https://huggingface.co/{repository} on a machine with a network and "
@@ -51,31 +51,34 @@ def fetch(name: str) -> pathlib.Path:
     with _quiet():
       _ask(hub, hub.hf_hub_url(repository, _FILE))
       return _download(hub, repository)
-  except Exception as error:  # the package's own, of its HTTP library, of the disk
+  except Exception as error:  # from the package, its HTTP library, or the disk
     reason = (str(error).partition("\n")[0] or type(error).__name__).rstrip(".")
     raise UserError(
-      f"cannot fetch {repository}: {reason}. Unset HF_HUB_OFFLINE if it is set, and try again with "
-      f"a network; or {by_hand}"
+      f"cannot fetch {repository}: {reason}. Unset HF_HUB_OFFLINE if it is set, and retry with "
+      f"network access; or {by_hand}"
     ) from None
 
 
 def _download(hub: Any, repository: str) -> pathlib.Path:
-  """The file in the package's cache; where that cannot be written to, for this process alone."""
+  """Downloads into the package's cache, or a temporary directory if that is not writable."""
   try:
     return pathlib.Path(hub.hf_hub_download(repository, _FILE))
   except OSError as error:
     if error.errno not in _NOT_WRITABLE:
       raise
-    _log.warning("the weights cannot be kept for the next start: %s. Set HF_HOME", error)
+    _log.warning(
+      "the weights cannot be cached for the next start: %s. Set HF_HOME to a writable directory",
+      error,
+    )
     return pathlib.Path(hub.hf_hub_download(repository, _FILE, cache_dir=compiler.scratch()))
 
 
 def _ask(hub: Any, url: str) -> None:
-  """Asks for the file's size, once: the download itself would try again for minutes.
+  """Requests the file's metadata once, because the download itself would retry for minutes.
 
   Raises:
-    Exception: what went wrong, whatever it is.
-    TimeoutError: if there is no answer in time, whatever it is that waits.
+    Exception: whatever the request raises.
+    TimeoutError: if there is no response in time, for any reason.
   """
   answers: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
 
@@ -86,18 +89,18 @@ def _ask(hub: Any, url: str) -> None:
     except Exception as error:
       answers.put(error)
 
-  threading.Thread(target=ask, daemon=True).start()  # no time-out ends the search for an address
+  threading.Thread(target=ask, daemon=True).start()  # DNS lookups ignore the timeout
   try:
     error = answers.get(timeout=_SECONDS)
   except queue.Empty:
-    error = TimeoutError(f"no answer within {_SECONDS} seconds")
+    error = TimeoutError(f"no response within {_SECONDS} seconds")
   if error is not None:
     raise error
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Inside it huggingface_hub logs no warnings: what goes wrong is said in one line at the end."""
+  """Silences warnings of huggingface_hub; `fetch` reports errors in one line instead."""
   log = logging.getLogger("huggingface_hub")
   level = log.level
   log.setLevel(logging.ERROR)

@@ -1,9 +1,9 @@
-"""Files that `torch.save` writes, read without PyTorch and without running code of theirs.
+"""Reads files written by `torch.save` without PyTorch; nothing in them is executed.
 
-Such a file is a zip archive of a pickle, `data.pkl`, and of the raw numbers it refers to, `data/0`,
-`data/1`... A pickle can call any function by its name. Here it gets the few that tensors and their
-containers need, each replaced by one that does nothing but keep its arguments; every other name
-ends the reading (`torch.load` with `weights_only` has the same rule).
+Such a file is a zip archive of a pickle, `data.pkl`, and of the raw data it refers to, `data/0`,
+`data/1`... A pickle can call any function by name. Here only the few that tensors and their
+containers need are resolved, to harmless stand-ins; any other name is refused. (`torch.load` with
+`weights_only` has the same rule.)
 """
 
 import collections
@@ -20,7 +20,7 @@ import numpy as np
 
 from convmixer_jax.errors import UserError
 
-# PyTorch's names for the types of numbers, and NumPy's.
+# NumPy dtypes by PyTorch's storage names.
 _STORAGES: dict[str, Any] = {
   "DoubleStorage": "<f8",
   "FloatStorage": "<f4",
@@ -33,7 +33,7 @@ _STORAGES: dict[str, Any] = {
   "ByteStorage": "u1",
   "BoolStorage": "?",
 }
-# What pickles of protocol 2 consist of.
+# The opcodes that `torch.save` uses, of protocol 2.
 _INSTRUCTIONS = """
   APPEND APPENDS BINFLOAT BINGET BININT BININT1 BININT2 BINPERSID BINPUT BINUNICODE BUILD
   EMPTY_DICT EMPTY_LIST EMPTY_SET EMPTY_TUPLE GLOBAL LONG1 LONG_BINGET LONG_BINPUT MARK NEWFALSE
@@ -42,7 +42,7 @@ _INSTRUCTIONS = """
 
 
 class _Tensor(NamedTuple):
-  """What a file says of a tensor; sizes and strides count items of the storage."""
+  """A tensor as described in the pickle; shape and strides count items of the storage."""
 
   storage: Any
   offset: Any
@@ -51,19 +51,20 @@ class _Tensor(NamedTuple):
 
 
 class _Storage(NamedTuple):
-  """Numbers shared by tensors: the archive's entry and their type in PyTorch."""
+  """Data shared by tensors: the entry in the archive, and PyTorch's name of the type."""
 
   key: Any
   kind: Any
 
 
 def read(path: pathlib.Path) -> Any:
-  """What was saved, with read-only NumPy arrays for tensors, in a dictionary of dictionaries too.
+  """Reads what was saved, with tensors as read-only NumPy arrays.
 
-  What is in other containers or deeper, such as an optimiser's state, is left unread.
+  Reads tensors at the top level, in a dictionary, and in a dictionary of dictionaries. Tensors in
+  other containers or deeper, such as an optimizer state, are not read.
 
   Raises:
-    UserError: if the file is corrupt, is no such file, or its pickle asks for more than tensors.
+    UserError: if the file is corrupt, has another format, or its pickle needs more than tensors.
   """
   try:
     with zipfile.ZipFile(path) as archive:
@@ -73,33 +74,33 @@ def read(path: pathlib.Path) -> Any:
 
 
 class _Reader:
-  """One open archive, and the storages that were read already."""
+  """An open archive, and a cache of its storages."""
 
   def __init__(self, path: pathlib.Path, archive: zipfile.ZipFile):
     self._path, self._archive = path, archive
     self._storages: dict[_Storage, np.ndarray] = {}
     found = [name for name in archive.namelist() if name.split("/")[1:] == ["data.pkl"]]
     if len(found) != 1:
-      raise UserError(f"{path} is a zip archive, but not one of PyTorch's: it has no data.pkl")
+      raise UserError(f"{path} is a zip archive, but not from PyTorch: it has no data.pkl")
     self._root = found[0].removesuffix("data.pkl")
 
   def read(self) -> Any:
     if f"{self._root}byteorder" in self._archive.namelist():
       order = self._entry("byteorder")
       if order != b"little":
-        raise UserError(f"{self._path} has numbers in {order!r} byte order; only little is read")
+        raise UserError(f"{self._path} has byte order {order!r}; only b'little' is supported")
     pickled = self._entry("data.pkl")
     try:
       _check_instructions(pickled)
       return self._with_arrays(_Unpickler(io.BytesIO(pickled)).load())
     except _RefusedError as error:
       raise UserError(
-        f"{self._path} asks for {error}, which is no part of weights and may run code; it was not "
-        "called. If you trust the file, load it with PyTorch and save its state_dict alone"
+        f"{self._path} refers to {error}, which weights do not need and which may run code; it was "
+        "not called. If you trust the file, load it with PyTorch and save only its state_dict"
       ) from None
     except (UserError, zipfile.BadZipFile):
       raise
-    except Exception as error:  # whatever a corrupt pickle makes the unpickler raise
+    except Exception as error:  # a corrupt pickle can make the unpickler raise anything
       raise UserError(
         f"{self._path} has a corrupt data.pkl: {type(error).__name__}: {error}"
       ) from None
@@ -119,10 +120,10 @@ class _Reader:
     items = self._storages[tensor.storage]
     numbers = (tensor.offset, *tensor.shape, *tensor.strides)
     if not all(type(number) is int and number >= 0 for number in numbers):
-      raise ValueError(f"{tensor} is no tensor")
+      raise ValueError(f"{tensor} is not a valid tensor")
     last = sum((n - 1) * by for n, by in zip(tensor.shape, tensor.strides, strict=True))
     if math.prod(tensor.shape) and tensor.offset + last >= items.size:
-      raise ValueError(f"a tensor of shape {tensor.shape} is larger than its {items.size} numbers")
+      raise ValueError(f"a tensor of shape {tensor.shape} exceeds its {items.size} stored values")
     strides = [items.itemsize * by for by in tensor.strides]
     start = items[tensor.offset :]
     return np.lib.stride_tricks.as_strided(start, tensor.shape, strides, writeable=False)
@@ -132,18 +133,18 @@ class _Reader:
       info = self._archive.getinfo(self._root + name)
     except KeyError:
       raise UserError(f"{self._path} is corrupt: {name} is missing in the archive") from None
-    if info.compress_type != zipfile.ZIP_STORED:  # else a small file could fill the memory
-      raise UserError(f"{self._path} is compressed, which PyTorch's files are not")
+    if info.compress_type != zipfile.ZIP_STORED:  # else a small file could exhaust memory
+      raise UserError(f"{self._path} is compressed, which files of PyTorch never are")
     return self._archive.read(info)
 
 
 def _check_instructions(pickled: bytes) -> None:
-  """Raises ValueError for instructions that `torch.save` does not use, or that fill the memory."""
+  """Raises ValueError for opcodes that `torch.save` does not use, or that exhaust memory."""
   for instruction, argument, _ in pickletools.genops(pickled):
     if instruction.name not in _INSTRUCTIONS.split():
-      raise ValueError(f"the instruction {instruction.name}")
+      raise ValueError(f"unexpected opcode {instruction.name}")
     if instruction.name == "LONG_BINPUT" and (argument or 0) > len(pickled):
-      raise ValueError(f"the index {argument}")
+      raise ValueError(f"memo index {argument} is out of range")
 
 
 class _RefusedError(Exception):
@@ -152,12 +153,12 @@ class _RefusedError(Exception):
 
 class _Unpickler(pickle.Unpickler):
   def find_class(self, module: str, name: str) -> Any:
-    # What a pickle gets, it may also change, so all of it is immutable or made anew.
+    # A pickle may modify what it gets, so everything here is immutable or newly created.
     if (module, name) == ("collections", "OrderedDict"):
       return collections.OrderedDict
     if (module, name) == ("torch", "Size"):
       return tuple
-    if (module, name) == ("argparse", "Namespace"):  # timm keeps the settings of a training
+    if (module, name) == ("argparse", "Namespace"):  # timm stores its training arguments
       return type("Namespace", (), {})
     if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
       return lambda storage, offset, shape, strides, *_: _Tensor(storage, offset, shape, strides)

@@ -1,8 +1,8 @@
-"""Files of the safetensors format, whose package says only what is wrong, not with which file."""
+"""Safetensors files, with errors that name the file, which those of the package do not."""
 
 import pathlib
 
-import ml_dtypes  # noqa: F401  # gives NumPy the bfloat16 that files may have
+import ml_dtypes  # noqa: F401  # adds bfloat16 to NumPy
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -11,11 +11,11 @@ from convmixer_jax.errors import UserError
 
 
 def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-  """The tensors by name, of the file's dtypes, and the strings about the file.
+  """Reads the tensors by name, in the file's dtypes, and the metadata.
 
   Raises:
-    UserError: if the file is truncated, corrupt, has numbers of a kind that NumPy lacks, or is no
-      such file.
+    UserError: if the file is truncated, corrupt, in another format, or has a dtype that NumPy
+      lacks.
   """
   try:
     with safetensors.safe_open(path, framework="np") as file:
@@ -26,7 +26,7 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def write(path: pathlib.Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-  """Writes contiguous arrays and the strings about the file, in one piece."""
+  """Writes contiguous arrays and the metadata, atomically."""
   partial = path.with_name(f"{path.name}.partial")
   partial.write_bytes(safetensors.numpy.save(arrays, metadata))
   partial.replace(path)

@@ -1,8 +1,7 @@
-"""A model as StableHLO: a file for `jax.export`, and beside it FILE.json about its images.
+"""A model as StableHLO: a file for `jax.export`, with its preprocessing in FILE.json next to it.
 
-The file is one `jax.export.Exported`, which has no place for anything else. What the images need
-and what the classes are called is therefore JSON of its own, which programs in any language can
-read: the object that timm calls `pretrained_cfg`.
+The file is a `jax.export.Exported`, which cannot hold anything else. The preprocessing and the
+class names are therefore in a separate JSON file, in the format of timm's `pretrained_cfg`.
 """
 
 from collections.abc import Callable
@@ -22,17 +21,17 @@ Forward = Callable[[jax.Array], jax.Array]
 
 
 def serialize(model: ConvMixer, variables: Any, image_shape: tuple[int, int, int]) -> bytes:
-  """The evaluation of a model as a serialised `jax.export.Exported`, its weights included.
+  """The model in evaluation mode, with its weights, as a serialised `jax.export.Exported`.
 
   Args:
-    model: exported with the convolution of each platform.
+    model: exported with the default depthwise convolution of each platform.
     variables: {"params", "batch_stats"}.
-    image_shape: (height, width, channels); the batch is of any size.
+    image_shape: (height, width, channels); the batch size is symbolic.
 
   Raises:
     UserError: if the package flatbuffers is missing.
   """
-  portable = model.clone(depthwise=None)  # which in exports means operations that every JAX has
+  portable = model.clone(depthwise=None)  # in exports, None uses only operations that JAX has
   variables = jax.tree.map(
     np.asarray, {name: variables[name] for name in ("params", "batch_stats")}
   )
@@ -45,22 +44,22 @@ def serialize(model: ConvMixer, variables: Any, image_shape: tuple[int, int, int
   exported = jax.export.export(jax.jit(forward), platforms=["cpu", "cuda", "tpu"])(image)
   try:
     return bytes(exported.serialize())
-  except ImportError as error:  # JAX imports flatbuffers, which it does not depend on, only here
-    raise UserError(f"StableHLO needs a package: pip install flatbuffers ({error})") from None
+  except ImportError as error:  # JAX imports flatbuffers here without depending on it
+    raise UserError(f"StableHLO needs flatbuffers: pip install flatbuffers ({error})") from None
 
 
 def notes_of(path: pathlib.Path) -> pathlib.Path:
-  """The file beside `path` that says what the images need."""
+  """The JSON file next to `path`, with the preprocessing and the class names."""
   return path.with_name(f"{path.name}.json")
 
 
 def is_export(path: pathlib.Path) -> bool:
-  """Whether `path` is StableHLO that this project wrote, by its name or the file beside it."""
+  """Whether `path` is StableHLO from this project, by its suffix or its JSON file."""
   return path.is_file() and (path.suffix == ".stablehlo" or notes_of(path).is_file())
 
 
 def load(path: pathlib.Path) -> tuple[Forward, Preprocessing]:
-  """The computation, of normalised images, and what the images need.
+  """Loads the computation, which takes normalised images, and the preprocessing.
 
   Raises:
     UserError: if one of the two files is missing or corrupt.
@@ -71,19 +70,19 @@ def load(path: pathlib.Path) -> tuple[Forward, Preprocessing]:
     found = json.loads(notes.read_text())
     preprocessing = Preprocessing.from_dict(found, num_classes, shape[-1])
     if shape != (preprocessing.image_size, preprocessing.image_size, shape[-1]):
-      raise ValueError(f"input_size is {found['input_size']}, the computation's images are {shape}")
+      raise ValueError(f"input_size is {found['input_size']}, but the computation takes {shape}")
   except OSError as error:
     raise UserError(
-      f"{notes} cannot be read: {error.strerror}. export writes it beside {path.name}, where the "
-      "weights tell how images are preprocessed; copy both"
+      f"{notes} cannot be read: {error.strerror}. export writes it next to {path.name} if the "
+      "weights say how images are preprocessed; copy both"
     ) from None
   except ValueError as error:
-    raise UserError(f"{notes} is corrupt or not of {path.name}: {error}") from None
+    raise UserError(f"{notes} is corrupt or does not belong to {path.name}: {error}") from None
   return call, preprocessing
 
 
 def load_computation(path: pathlib.Path) -> tuple[Forward, tuple[int, ...], int]:
-  """The computation, the shape (height, width, channels) of its images, and its classes.
+  """The computation, its image shape (height, width, channels), and its number of classes.
 
   Raises:
     UserError: if the file is corrupt.
@@ -92,6 +91,6 @@ def load_computation(path: pathlib.Path) -> tuple[Forward, tuple[int, ...], int]
     exported = jax.export.deserialize(bytearray(path.read_bytes()))
     (image,), (logits,) = exported.in_avals, exported.out_avals
     return exported.call, tuple(image.shape[1:]), logits.shape[1]
-  except Exception as error:  # whatever flatbuffers and MLIR raise
+  except Exception as error:  # flatbuffers and MLIR can raise anything
     reason = str(error).partition("\n")[0]
     raise UserError(f"{path} cannot be read: {type(error).__name__}: {reason}") from None

@@ -1,7 +1,8 @@
-"""Our variables and a PyTorch state_dict: other names, other orders of axes, the same numbers.
+"""Conversion between our variables and a PyTorch state_dict: names and axis orders differ.
 
-Two layouts of names: timm's, "stem.0.weight", "blocks.0.0.fn.0.weight", ..., "head.bias", and that
-of the authors' `nn.Sequential`, where numbers stand for the stem, the blocks and the head.
+There are two layouts of names: timm's ("stem.0.weight", "blocks.0.0.fn.0.weight", ...,
+"head.bias"), and that of the authors' `nn.Sequential`, which numbers the stem, the blocks and the
+head.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,8 +21,8 @@ from convmixer_jax.model import variables as variables_lib
 from convmixer_jax.model.convmixer import ConvMixer
 
 LAYOUTS = ("timm", "sequential")
-# Where a training keeps weights, best first, as in timm's `load_state_dict`; and what wrappers of
-# a model put before its names.
+# Keys under which training checkpoints store weights, in timm's order of preference (see its
+# `load_state_dict`), and prefixes that wrappers of a model add to its names.
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state")
 _PREFIX = re.compile(r"(module\.|_orig_mod\.)*")
 _LEAVES = {
@@ -31,8 +32,8 @@ _LEAVES = {
   "mean": "running_mean",
   "var": "running_var",
 }
-_COUNTER = "num_batches_tracked"  # of PyTorch's BatchNorm, unused at its usual momentum
-# By the number of axes: a vector; [out, in] and ours [in, out]; OIHW and our HWIO.
+_COUNTER = "num_batches_tracked"  # in PyTorch's BatchNorm, unused with its default momentum
+# Axis orders by rank: vectors; [out, in] in PyTorch, [in, out] here; OIHW in PyTorch, HWIO here.
 _TO_TORCH = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
 _FROM_TORCH = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}
 _EXACT_IN_FLOAT32 = ("float32", "float16", ml_dtypes.bfloat16)
@@ -41,39 +42,39 @@ _log = logging.getLogger(__name__)
 
 
 def unwrap(checkpoint: Any) -> dict[str, np.ndarray]:
-  """The weights by name in what a file held: averaged ones where a training kept them.
+  """Extracts the weights by name from a checkpoint, preferring averaged (EMA) ones.
 
   Raises:
     UserError: if there are none.
   """
   if not isinstance(checkpoint, Mapping):
-    raise UserError(f"it holds no weights by name, but a {type(checkpoint).__name__}")
+    raise UserError(f"it is not a dictionary of weights, but a {type(checkpoint).__name__}")
   for key in _WRAPPERS:
     if isinstance(checkpoint.get(key), Mapping):
       others = ", ".join(str(other) for other in checkpoint if other != key)
-      _log.info("weights are those of %r; left aside: %s", key, others or "nothing")
+      _log.info("using the weights in %r; ignoring: %s", key, others or "nothing")
       checkpoint = checkpoint[key]
       break
   for key, value in checkpoint.items():
     if not (isinstance(key, str) and isinstance(value, np.ndarray)):
-      raise UserError(f"it holds no weights by name: {key!r} is a {type(value).__name__}")
+      raise UserError(f"it is not a dictionary of weights: {key!r} is a {type(value).__name__}")
   arrays = {_PREFIX.sub("", key, count=1): value for key, value in checkpoint.items()}
   if len(arrays) < len(checkpoint):
-    raise UserError("some names are there twice, with and without a prefix such as 'module.'")
+    raise UserError("some names occur twice, with and without a prefix such as 'module.'")
   return arrays
 
 
 def to_variables(
   arrays: Mapping[str, np.ndarray], **attributes: Any
 ) -> tuple[ConvMixer, dict[str, Any]]:
-  """The model that the arrays' shapes tell, and its variables in float32.
+  """The model inferred from the shapes of the arrays, and its variables in float32.
 
   Args:
     arrays: by name, in either layout; float32, float16 or bfloat16.
-    **attributes: of `ConvMixer`, such as `activation`, that shapes do not tell.
+    **attributes: attributes of `ConvMixer` that shapes do not determine, such as `activation`.
 
   Raises:
-    UserError: naming the arrays that are missing, too many, or of another shape or type.
+    UserError: naming the arrays that are missing, unexpected, or of the wrong shape or dtype.
   """
   layout = _layout_of(arrays)
   sizes, in_chans = _sizes(arrays, layout)
@@ -90,7 +91,7 @@ def to_variables(
     shape = tuple(like.shape[axis] for axis in _TO_TORCH[like.ndim])
     if arrays[key].shape != shape:
       raise UserError(
-        f"{key} has the shape {arrays[key].shape}; {shape} would fit the rest, which tells {sizes}"
+        f"{key} has shape {arrays[key].shape}, expected {shape}; the other arrays imply {sizes}"
       )
     array = _as_float32(key, arrays[key]).transpose(_FROM_TORCH[like.ndim])
     variables[path] = jnp.array(array)
@@ -103,11 +104,11 @@ def to_variables(
 def from_variables(
   model: ConvMixer, variables: Mapping[str, Any], layout: str
 ) -> dict[str, np.ndarray]:
-  """The state_dict in a layout: float32, BatchNorm's counters 0 as int64.
+  """The state_dict in a layout: float32, with BatchNorm's counters 0 as int64.
 
   Raises:
-    UserError: if the variables are not the model's.
-    ValueError: if there is no such layout.
+    UserError: if the variables do not match the model.
+    ValueError: if the layout is unknown.
   """
   if layout not in LAYOUTS:
     raise ValueError(f"layout is {layout!r}; allowed: {', '.join(LAYOUTS)}")
@@ -121,7 +122,7 @@ def from_variables(
   arrays: dict[str, np.ndarray] = {}
   for path, like in shapes.items():
     if found[path].shape != like.shape:
-      raise UserError(f"{path} has the shape {found[path].shape}, in the model {like.shape}")
+      raise UserError(f"{path} has shape {found[path].shape}, the model expects {like.shape}")
     array = _as_float32(path, np.asarray(found[path]))
     arrays[_key(path, modules)] = np.ascontiguousarray(array.transpose(_TO_TORCH[like.ndim]))
   for name, module in modules.items():
@@ -135,11 +136,11 @@ def _layout_of(arrays: Iterable[str]) -> str:
     return "timm"
   if any(key[:1].isdecimal() for key in arrays):
     return "sequential"
-  raise UserError(f"it holds no ConvMixer; its names are {_listed(arrays)}")
+  raise UserError(f"it is not a ConvMixer; its names are {_listed(arrays)}")
 
 
 def _modules(layout: str, depth: int) -> dict[str, str]:
-  """PyTorch's names of modules by ours."""
+  """Maps our module names to PyTorch's."""
   timm = layout == "timm"
   stem = "stem." if timm else ""
   modules = {"stem": f"{stem}0", "stem_norm": f"{stem}2"}
@@ -153,7 +154,7 @@ def _modules(layout: str, depth: int) -> dict[str, str]:
 
 
 def _sizes(arrays: Mapping[str, np.ndarray], layout: str) -> tuple[dict[str, Any], int]:
-  """The model's sizes and the channels of its images."""
+  """The sizes of the model, and its number of input channels."""
   block = re.compile(r"(blocks\.)?\d+\.0\.fn\.0\.weight")
   depth = sum(block.fullmatch(key) is not None for key in arrays)
   modules = _modules(layout, max(depth, 1))
@@ -163,12 +164,12 @@ def _sizes(arrays: Mapping[str, np.ndarray], layout: str) -> tuple[dict[str, Any
     if name == "head" and key not in arrays:
       continue
     if key not in arrays:
-      raise UserError(f"{key} is missing, which a ConvMixer has; its names are {_listed(arrays)}")
+      raise UserError(f"{key} of a ConvMixer is missing; the names are {_listed(arrays)}")
     shapes[name] = arrays[key].shape
     if len(shapes[name]) != axes or 0 in shapes[name]:
-      raise UserError(f"{key} has the shape {shapes[name]}, not {axes} axes longer than 0")
+      raise UserError(f"{key} has shape {shapes[name]}, expected {axes} non-empty axes")
   if "head" not in shapes:
-    _log.info("there is no %s: the model gives pooled features", modules["head"])
+    _log.info("there is no %s: the model returns pooled features", modules["head"])
   dim, in_chans, _, patch_size = shapes["stem"]
   sizes = {
     "dim": dim,
@@ -181,12 +182,12 @@ def _sizes(arrays: Mapping[str, np.ndarray], layout: str) -> tuple[dict[str, Any
 
 
 def _shapes(model: ConvMixer, in_chans: int) -> dict[str, jax.ShapeDtypeStruct]:
-  """Of each of the model's variables, by its path."""
+  """The shapes of the model's variables, by path."""
   return traverse_util.flatten_dict(variables_lib.shapes(model, in_chans), sep="/")
 
 
 def _key(path: str, modules: Mapping[str, str]) -> str:
-  """PyTorch's name of a variable."""
+  """The name of a variable in PyTorch."""
   _, _, rest = path.partition("/")
   module, _, leaf = rest.rpartition("/")
   return f"{modules[module]}.{_LEAVES[leaf]}"
@@ -199,7 +200,7 @@ def _as_float32(key: str, array: np.ndarray) -> np.ndarray:
 
 
 def _check_names(missing: Iterable[str], extra: Iterable[str]) -> None:
-  both = (("missing", sorted(missing)), ("too many", sorted(extra)))
+  both = (("missing", sorted(missing)), ("unexpected", sorted(extra)))
   found = [f"{what}: {_listed(names)}" for what, names in both if names]
   if found:
     raise UserError("; ".join(found))

@@ -1,4 +1,4 @@
-"""A trained model: the module, its variables, what its images need, and its classes' names."""
+"""A trained model: the module, its variables, its preprocessing and its class names."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -8,22 +8,22 @@ from typing import Any
 from convmixer_jax.data import class_names
 from convmixer_jax.model.convmixer import ConvMixer
 
-# timm's names of the one way in which this project shows images to a trained model.
+# The only preprocessing that this project supports for trained models, in timm's terms.
 _FIXED = {"interpolation": "bicubic", "crop_mode": "center"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-  """How an image is shown to a trained model, and what the model's answers are called.
+  """How images are preprocessed for a trained model, and the names of its classes.
 
-  The image is resized, bicubic, so that its short side has image_size / crop_fraction pixels; its
-  centre is cropped to a square of image_size; levels, as fractions of 255, are normalised.
+  The image is resized (bicubic) to a short side of image_size / crop_fraction pixels. The central
+  square of image_size pixels is cropped, and its values, divided by 255, are normalised.
 
   Attributes:
-    image_size: side in pixels of what the model sees.
-    mean, std: of each channel, as fractions of 255.
-    crop_fraction: side of the crop over the resized short side.
-    class_names: of the labels 0, 1, ...; None if they are not known.
+    image_size: side of the model's input in pixels.
+    mean, std: per channel, of values divided by 255.
+    crop_fraction: side of the crop divided by the resized short side.
+    class_names: names of the labels 0, 1, ...; None if unknown.
   """
 
   image_size: int
@@ -33,7 +33,7 @@ class Preprocessing:
   class_names: tuple[str, ...] | None = None
 
   def to_dict(self, num_classes: int) -> dict[str, Any]:
-    """The same as the JSON object that timm calls `pretrained_cfg`, of so many classes."""
+    """Converts to the JSON object that timm calls `pretrained_cfg`."""
     names = {} if self.class_names is None else {"label_names": list(self.class_names)}
     return {
       "input_size": [len(self.mean), self.image_size, self.image_size],
@@ -47,10 +47,10 @@ class Preprocessing:
 
   @classmethod
   def from_dict(cls, found: Any, num_classes: int, channels: int) -> "Preprocessing":
-    """From what `to_dict` gave, for a model of so many classes and channels.
+    """Parses what `to_dict` returned, for a model with these classes and channels.
 
     Raises:
-      ValueError: naming what is missing, wrong or does not fit the model.
+      ValueError: naming the entry that is missing, invalid or does not fit the model.
     """
     if not isinstance(found, Mapping):
       raise ValueError(f"it is {found!r}, not an object")
@@ -76,20 +76,20 @@ class Preprocessing:
       if not is_right:
         raise ValueError(
           f"{key} is {found[key]!r}, which does not fit {channels} channels, {num_classes} classes"
-          f" and the one way to preprocess that there is: {_FIXED}"
+          f" and the only supported preprocessing, {_FIXED}"
         )
     return cls(height, mean, std, fraction, names)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedModel:
-  """A trained model, and what its source tells of it.
+  """A trained model, and what its source states about it.
 
   Attributes:
-    model: the module; its activation is "gelu" where none is told.
+    model: the module; its activation is "gelu" if the source states none.
     variables: float32 {"params", "batch_stats"}.
-    activation: as told; None if it is only assumed.
-    preprocessing: as told; None if it is not.
+    activation: as stated by the source; None if it is only assumed.
+    preprocessing: as stated by the source; None if unknown.
   """
 
   model: ConvMixer
@@ -99,11 +99,11 @@ class TrainedModel:
 
   @property
   def channels(self) -> int:
-    """Of the images."""
+    """The number of input channels."""
     return self.variables["params"]["stem"]["kernel"].shape[2]
 
 
 def imagenet() -> Preprocessing:
-  """Of the released models, which is timm's: 224 pixels, ImageNet-1k's classes."""
+  """The preprocessing of the released models, as in timm: 224 pixels, ImageNet-1k's classes."""
   names = tuple(class_names.imagenet().values())
   return Preprocessing(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.96, names)

@@ -1,4 +1,4 @@
-"""Weights of a run: its workdir has the config and the checkpoints."""
+"""Trained weights from the workdir of a run, which has the config and the checkpoints."""
 
 import logging
 import pathlib
@@ -20,10 +20,10 @@ _log = logging.getLogger(__name__)
 
 
 def read(workdir: pathlib.Path) -> TrainedModel:
-  """The model, and the variables of the newest checkpoint that can be read.
+  """Reads the model, and the variables of the latest readable checkpoint.
 
   Raises:
-    UserError: if the config is wrong, or there is no such checkpoint.
+    UserError: if the config is invalid, or there is no readable checkpoint.
   """
   config = config_lib.read_json(workdir / "config.json")
   config_lib.validate(config)
@@ -37,15 +37,15 @@ def read(workdir: pathlib.Path) -> TrainedModel:
 
 
 def preprocessing_of(config: config_dict.ConfigDict, workdir: pathlib.Path) -> Preprocessing:
-  """How the evaluation of a run preprocesses images, and what the classes of its data are called.
+  """The preprocessing of a run's evaluation, and the names of its classes.
 
   Args:
-    config: the run's, see `config.base`.
-    workdir: has the names; of a run that did not write them they are those of the data, or
-      unknown, with a warning, if these are not on this machine.
+    config: config of the run, see `config.base`.
+    workdir: holds the class names. If it does not, they are read from the dataset; without that
+      they are unknown, with a warning.
 
   Raises:
-    UserError: if the names are there but corrupt.
+    UserError: if the file of the class names is corrupt.
   """
   c, names = config.data, class_names.read(workdir)
   if names is None and c.dataset == "imagenet2012":
@@ -55,8 +55,8 @@ def preprocessing_of(config: config_dict.ConfigDict, workdir: pathlib.Path) -> P
       source = open_source(c.dataset, c.eval_split, c.data_dir)
       names = tuple(class_names.readable(source.class_names))
     except UserError as error:
-      _log.warning("the names of the classes are not known, because data are missing: %s", error)
-  # Without a crop all images of the run have one size; others are resized as a whole.
+      _log.warning("the class names are unknown, because the data are missing: %s", error)
+  # Without a crop, all images of the run have one size; images of other sizes are resized whole.
   is_cropped = c.crop == "random_resized" and c.cache == "none"
   fraction = c.eval_crop_fraction if is_cropped else 1.0
   mean, std = tuple(config.augment.mean), tuple(config.augment.std)

@@ -1,1 +1,1 @@
-"""What a run leaves for people: metrics, their history, figures and the report."""
+"""Results of a run: metrics, their history, figures and the report."""

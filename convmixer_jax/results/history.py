@@ -1,4 +1,4 @@
-"""What a run, or a sweep of runs, has written about itself so far: plain numbers, read back."""
+"""Reads back the metrics that a run, or a sweep of runs, has written so far."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -10,7 +10,7 @@ from typing import Any
 
 from convmixer_jax.errors import UserError
 
-# Splits of `metrics.jsonl`, and what they are called in a picture.
+# Splits in `metrics.jsonl`, and their names in figures.
 SPLITS = {
   "train": "training",
   "eval": "evaluation",
@@ -21,7 +21,7 @@ SPLITS = {
 
 
 def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The lines that were written whole; a run that was killed, or goes on, may have half of one."""
+  """The complete lines of a file; the last one of a killed or active run may be truncated."""
   lines = path.read_text().splitlines() if path.exists() else []
   whole = []
   for line in lines:
@@ -37,15 +37,15 @@ class History:
   """The lines of a run's `metrics.jsonl`.
 
   Attributes:
-    name: of the run, for a legend.
-    lines: {"step", "epoch", "split", and the values}, in the order of the file.
+    name: name of the run, for a legend.
+    lines: {"step", "epoch", "split", and the values}, in file order.
   """
 
   name: str
   lines: Sequence[dict[str, Any]]
 
   def series(self, split: str, key: str) -> tuple[list[float], list[float]]:
-    """Epochs, and a value at each, of one split; what is not finite is left out."""
+    """The epochs and values of one metric in one split, without non-finite values."""
     found = [
       (line["epoch"], line[key])
       for line in self.lines
@@ -54,11 +54,11 @@ class History:
     return [epoch for epoch, _ in found], [value for _, value in found]
 
   def last(self, split: str) -> dict[str, Any] | None:
-    """The last line of a split, if there is one yet."""
+    """The last line of a split; None if there is none yet."""
     return next((line for line in reversed(self.lines) if line["split"] == split), None)
 
   def steps_per_epoch(self) -> int | None:
-    """Steps in an epoch, from the line that tells it best; None before the first one."""
+    """Steps per epoch, from the line with the highest epoch; None if there are no lines yet."""
     line = max(self.lines, key=lambda line: line["epoch"], default=None)
     return round(line["step"] / line["epoch"]) if line and line["epoch"] else None
 
@@ -70,16 +70,16 @@ def read_history(workdir: pathlib.Path, name: str | None = None) -> History:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-  """Runs of a sweep that differ in the seed alone.
+  """Runs of a sweep that differ only in the seed.
 
   Attributes:
-    overrides: {"section.key": value}, those that vary in the sweep, without the seed.
-    parameters: of the model.
-    accuracy: mean over the runs of the last accuracy, in [0, 1]: on the test
-      split if all runs of the sweep have it, else on the evaluation split.
-    deviation: the standard deviation over the runs, 0 for a single one.
-    relative_time: of an epoch, over that of the point with the fewest parameters.
-    runs: how many.
+    overrides: {"section.key": value} that vary in the sweep, without the seed.
+    parameters: number of parameters of the model.
+    accuracy: last accuracy, averaged over the runs, in [0, 1]: on the test split if
+      all runs of the sweep have it, else on the evaluation split.
+    deviation: standard deviation over the runs; 0 for a single run.
+    relative_time: time per epoch, relative to the point with the fewest parameters.
+    runs: number of runs.
   """
 
   overrides: dict[str, Any]
@@ -97,7 +97,7 @@ class Sweep:
   Attributes:
     points: in the order of the runs.
     metric: "accuracy", or "test_accuracy" if all runs have it.
-    directories: of each run, in the workdir, and what varies in it, for a legend.
+    directories: {directory of a run, relative to the workdir: its label in a legend}.
   """
 
   points: Sequence[Point]
@@ -105,15 +105,15 @@ class Sweep:
   directories: dict[str, str]
 
   def reference(self) -> Point:
-    """The point whose time is 1: the one with the fewest parameters."""
+    """The point with the fewest parameters, whose relative time is 1."""
     return min(self.points, key=lambda point: point.parameters)
 
 
 def read_sweep(workdir: pathlib.Path) -> Sweep:
-  """The sweep in `workdir`, whose runs all take the same number of images to the epoch.
+  """Reads the sweep in `workdir`; its runs must all have the same number of images per epoch.
 
   Raises:
-    UserError: if none of its runs is finished.
+    UserError: if no run is finished yet.
   """
   rows = read_lines(workdir / "sweep.jsonl")
   if not rows:
@@ -144,7 +144,7 @@ def read_sweep(workdir: pathlib.Path) -> Sweep:
 
 
 def label(overrides: dict[str, Any]) -> str:
-  """Such as "dim 128, depth 8": the settings without their sections."""
+  """Formats overrides without their sections, such as "dim 128, depth 8"."""
   return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in overrides.items())
 
 

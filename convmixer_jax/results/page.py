@@ -1,4 +1,4 @@
-"""A run on one page of HTML, `page.html.jinja`, which needs no other file and loads nothing."""
+"""The report of a run or a sweep: one self-contained HTML page, from `page.html.jinja`."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -17,20 +17,20 @@ import PIL.Image
 from convmixer_jax.results.history import SPLITS, History, Sweep
 from convmixer_jax.results.predictions import Predictions
 
-# With more classes than these, a table of confused pairs takes the place of the matrix.
+# With more classes than this, a table of confused pairs replaces the confusion matrix.
 MATRIX_CLASSES = 20
 _CAPTIONS = {
-  "Curves": "Training: averages since the point before, on augmented images, with the statistics "
-  "of each batch. Evaluation: the whole split, as it is, with the running statistics.",
-  "Depthwise kernels": "What a channel looks at around each position, block by block.",
-  "Patch embedding": "What a channel looks for in a patch of the image.",
-  "Confusion matrix": "Number of images in each cell; right answers are on the diagonal.",
+  "Curves": "Training: averages since the previous point, on augmented images, with batch "
+  "statistics. Evaluation: the whole split, not augmented, with running statistics.",
+  "Depthwise kernels": "The neighbourhood that each channel weighs, block by block.",
+  "Patch embedding": "The pattern in an image patch that each channel responds to.",
+  "Confusion matrix": "Number of images per cell; correct predictions are on the diagonal.",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """Rows whose first cell names them; `kind` is "numbers" if the others are such, or "words"."""
+  """A table whose first cell names each row; `kind` is "numbers" or "words", for the others."""
 
   head: Sequence[str]
   rows: Sequence[Sequence[Any]]
@@ -40,7 +40,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Mistake:
-  """An image as PNG, and ("predicted" or "true", class, probability)."""
+  """A misclassified image as PNG, and ("predicted" or "true", class, probability)."""
 
   png: bytes
   described: str
@@ -49,7 +49,7 @@ class Mistake:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-  """What stands below one title, in this order; `picture` is SVG."""
+  """The content below one title, in this order; `picture` is SVG."""
 
   title: str
   table: Table | None = None
@@ -60,12 +60,12 @@ class Section:
 
   @property
   def id(self) -> str:
-    """For links."""
+    """The anchor for links."""
     return self.title.lower().replace(" ", "-")
 
   @property
   def caption(self) -> str:
-    """Of the picture."""
+    """The caption of the picture."""
     return _CAPTIONS.get(self.title, "")
 
 
@@ -79,16 +79,16 @@ def run_report(
   mistakes: Section | None = None,
   pixelated: bool = False,
 ) -> str:
-  """The page of one run.
+  """Renders the report of one run.
 
   Args:
-    history: of the run.
+    history: metrics of the run.
     config: {"section.key": value}.
-    summary: what comes first, by name.
-    pictures: SVG files by the title of their section.
+    summary: {name: value}, shown first.
+    pictures: SVG files by section title.
     notes: what is missing, and why.
-    mistakes: of `mistakes_of`, if the run could be evaluated.
-    pixelated: whether the images in it are small, and show their pixels.
+    mistakes: from `mistakes_of`, if the run could be evaluated.
+    pixelated: show the pixels of enlarged images.
   """
   settings = [[f"config.{key}", json.dumps(value)] for key, value in config.items()]
   sections = [
@@ -102,7 +102,7 @@ def run_report(
 
 
 def sweep_report(name: str, sweep: Sweep, pictures: Mapping[str, bytes]) -> str:
-  """The page of a sweep: its pictures by title, and a table of its points."""
+  """Renders the report of a sweep: its pictures by title, and a table of its points."""
   keys = list(sweep.points[0].overrides)
   split = SPLITS["test" if sweep.metric == "test_accuracy" else "eval"]
   rows = [
@@ -125,12 +125,12 @@ def mistakes_of(
   class_names: Sequence[str],
   wrong: Sequence[tuple[int, np.ndarray, str]],
 ) -> Section:
-  """The most frequent confusions of many classes, and the most confidently wrong images.
+  """The most confident mistakes and, if there are many classes, the most frequent confusions.
 
   Args:
-    predictions: of the evaluation split.
-    class_names: of its labels.
-    wrong: number, uint8 [h, w, c] and description of each image, the most confident first.
+    predictions: predictions on the evaluation split.
+    class_names: names of its labels.
+    wrong: (index, uint8 [h, w, c], description) of each image, most confident first.
   """
   table = None
   if len(class_names) > MATRIX_CLASSES:
@@ -140,7 +140,7 @@ def mistakes_of(
       for true, other, times in predictions.confused_pairs(MATRIX_CLASSES)
     ]
     head = ["true → predicted class", "images", "of the true class [%]"]
-    caption = f"The most frequent confusions of {len(class_names)} classes"
+    caption = f"The most frequent confusions among {len(class_names)} classes"
     table = Table(head, rows, caption)
   p = predictions
   mistakes = []
@@ -150,16 +150,16 @@ def mistakes_of(
     mistakes.append(Mistake(_png(image), described, [predicted, true]))
   count = int((p.label_n != p.predicted_n).sum())
   text = (
-    f"{count:,} of {len(p.label_n):,} images are wrong. Below: the {len(wrong)} with the "
-    "highest probability of a wrong class, that first."
+    f"{count:,} of {len(p.label_n):,} images are misclassified. Below are the {len(wrong)} most "
+    "confident mistakes, most confident first."
     if count
-    else f"None of the {len(p.label_n):,} images is wrong."
+    else f"None of the {len(p.label_n):,} images is misclassified."
   )
   return Section("Mistakes", table, text=text, mistakes=mistakes)
 
 
 def render(title: str, sections: Sequence[Section], pixelated: bool = False) -> str:
-  """The page with these sections, and links to them."""
+  """Renders a page with these sections, and links to them."""
   environment = jinja2.Environment(
     autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
   )
@@ -179,7 +179,7 @@ def _results(history: History) -> Section:
       numbers = [last["step"], f"{last['epoch']:g}", f"{last['loss']:.4f}"]
       rows.append([name, *numbers, *(f"{100 * x:.2f}" for x in accuracies)])
   if not rows:
-    return Section("Results", text="Nothing is recorded yet.")
+    return Section("Results", text="Nothing recorded yet.")
   head = ["", "last step", "epoch", "loss [nats]", "accuracy [%]", "best accuracy [%]"]
   head += ["top-5 accuracy [%]"] * (max(map(len, rows)) > len(head))
   rates = history.series("train", "images_per_sec")[1]

@@ -1,4 +1,4 @@
-"""A classifier's answers on a split, and where they are wrong."""
+"""The predictions of a classifier on a split, and its mistakes."""
 
 import dataclasses
 
@@ -7,13 +7,13 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-  """The answer to each of n examples of a split.
+  """The predictions for n examples of a split.
 
   Attributes:
     label_n: true classes, int32 [n].
     predicted_n: most probable classes, int32 [n]; the lowest one in a tie.
-    probability_n: of the predicted class, in [0, 1], float32 [n].
-    true_probability_n: of the true class, likewise.
+    probability_n: probability of the predicted class, in [0, 1], float32 [n].
+    true_probability_n: probability of the true class, in [0, 1], float32 [n].
   """
 
   label_n: np.ndarray
@@ -22,18 +22,18 @@ class Predictions:
   true_probability_n: np.ndarray
 
   def accuracy(self) -> float:
-    """The share of right answers."""
+    """The fraction of correct predictions."""
     return float((self.label_n == self.predicted_n).mean())
 
   def confusion(self, num_classes: int) -> np.ndarray:
-    """How often class k was taken for class l: int [k, l], true classes in rows."""
+    """The confusion matrix, int [k, l]: how often class k was predicted as class l."""
     pair_n = self.label_n.astype(np.int64) * num_classes + self.predicted_n
     return np.bincount(pair_n, minlength=num_classes**2).reshape(num_classes, num_classes)
 
   def confused_pairs(self, count: int) -> list[tuple[int, int, int]]:
-    """The pairs (true class, predicted class, how often) that are wrong most often.
+    """The `count` most frequent mistakes as (true class, predicted class, how often).
 
-    At most `count`; those that are as frequent come in the order of their classes.
+    Ties are in the order of the classes.
     """
     wrong_n = self.label_n != self.predicted_n
     pairs = np.stack([self.label_n[wrong_n], self.predicted_n[wrong_n]], 1)
@@ -42,6 +42,6 @@ class Predictions:
     return [(int(unique[i, 0]), int(unique[i, 1]), int(times[i])) for i in order]
 
   def confidently_wrong(self, count: int) -> np.ndarray:
-    """The examples that are wrong with the highest probability, that first: int [<= count]."""
+    """The indices of the most confident mistakes, most confident first: int [<= count]."""
     (wrong,) = np.nonzero(self.label_n != self.predicted_n)
     return wrong[np.argsort(-self.probability_n[wrong], kind="stable")][:count]

@@ -1,4 +1,4 @@
-"""How far a run is, for its user: a line for each metric, a bar on a terminal, the time left."""
+"""The progress of a run for its user: lines of metrics, a bar on a terminal, the time left."""
 
 import sys
 import time
@@ -9,12 +9,12 @@ from convmixer_jax import cli
 
 
 class Progress:
-  """Lines on stdout, and a bar on stderr where that is a terminal.
+  """Prints lines to stdout, and a progress bar to stderr if that is a terminal.
 
   Args:
-    first_step: steps that are done already.
-    total_steps: of the whole run.
-    batch_size: images in a step.
+    first_step: steps already done.
+    total_steps: steps of the whole run.
+    batch_size: images per step.
   """
 
   def __init__(self, first_step: int, total_steps: int, batch_size: int):
@@ -30,7 +30,7 @@ class Progress:
     )
 
   def advance(self) -> None:
-    """One step is done."""
+    """Counts one finished step."""
     self._steps += 1
     if self._steps == 1:
       self._first_end = time.monotonic()
@@ -38,7 +38,7 @@ class Progress:
     self._bar.update(self._batch_size)
 
   def print(self, step: int, epoch: float, split: str, values: dict[str, float]) -> None:
-    """The metrics in one line; where there is no bar, with the time and how long it takes yet."""
+    """Prints the metrics on one line; without a terminal, adds the time and the time left."""
     numbers = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
     text = f"step {step}/{self._total_steps}  epoch {epoch:.2f}  {split}  {numbers}"
     if not cli.is_terminal(sys.stdout):
@@ -48,19 +48,19 @@ class Progress:
     cli.print_line(text)
 
   def _seconds_left(self, step: int) -> float:
-    """At the pace since the first step ended: that one is mostly compilation."""
+    """Estimates from the pace since the end of the first step, which is mostly compilation."""
     if self._steps < 2:
       return 0
     pace = (time.monotonic() - self._first_end) / (self._steps - 1)
     return pace * max(self._total_steps - step, 0)
 
   def close(self) -> None:
-    """Leaves the bar as it is."""
+    """Closes the bar, and leaves it on the screen."""
     self._bar.close()
 
 
 def _short(value: float) -> str:
-  """Four digits, or all that stand before the point; an exponent only for what is really large."""
+  """Formats with four significant digits, or all integer digits from 1e3 to 1e9."""
   if isinstance(value, int):
     return str(value)
   return format(value, ".0f" if 1e3 <= abs(value) < 1e9 else ".4g")

@@ -1,4 +1,4 @@
-"""A run's metrics: `metrics.jsonl`, TensorBoard events, and the same for the terminal."""
+"""Writes the metrics of a run to `metrics.jsonl`, TensorBoard events and the terminal."""
 
 from collections.abc import Callable
 import contextlib
@@ -21,15 +21,15 @@ from convmixer_jax.results.progress import Progress
 
 
 class Writer:
-  """Writes the metrics of a run; process 0 alone does.
+  """Writes the metrics of a run, on process 0 only.
 
   Args:
-    workdir: holds `metrics.jsonl` and the event files.
-    first_step: lines of later steps are dropped, since a resumed run takes
-      those steps again.
-    total_steps: of the whole run.
-    batch_size: images in a step, for the progress bar.
-    check: raises an exception if the workdir is not ours any more.
+    workdir: directory of `metrics.jsonl` and the event files.
+    first_step: step to resume from. Lines of later steps are dropped, because the
+      resumed run repeats those steps.
+    total_steps: steps of the whole run.
+    batch_size: images per step, for the progress bar.
+    check: raises an exception if another run has taken over the workdir.
   """
 
   def __init__(
@@ -46,7 +46,7 @@ class Writer:
     self._active = jax.process_index() == 0
     if not self._active:
       return
-    # An object store takes whole files alone: they are written here, and copied by `flush`.
+    # Object stores cannot append, so files are written locally and copied by `flush`.
     self._scratch = tempfile.TemporaryDirectory() if storage.is_remote(workdir) else None
     self._workdir = workdir
     self._directory = pathlib.Path(self._scratch.name) if self._scratch else workdir
@@ -54,13 +54,13 @@ class Writer:
     self._written = {(line["split"], line["step"]) for line in kept}
     path = self._directory / "metrics.jsonl"
     storage.write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
-    self._jsonl = path.open("a", buffering=1)  # each line reaches the file when it is written
-    # Not tensorboardX's `SummaryWriter`: its queue blocks for ever once the disk was full.
+    self._jsonl = path.open("a", buffering=1)  # line buffered
+    # Not tensorboardX's `SummaryWriter`: its queue blocks forever after a full disk.
     self._events = event_file_writer.EventsWriter(
       str(self._directory / "events"), f".{os.getpid()}"
     )
     resumed = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    self._add_event(first_step + 1, session_log=resumed)  # later steps were taken in vain
+    self._add_event(first_step + 1, session_log=resumed)  # discards later steps
     self._accuracies = {x["step"]: x["accuracy"] for x in kept if x["split"] == "eval"}
     self._progress = Progress(first_step, total_steps, batch_size)
 
@@ -71,7 +71,7 @@ class Writer:
     if self._active:
       self._progress.close()
       for file in (self._events, self._jsonl):
-        with contextlib.suppress(OSError):  # a full disk, which the first write has told of
+        with contextlib.suppress(OSError):  # a full disk, already reported by the first write
           file.close()
       try:
         self.flush()
@@ -80,9 +80,9 @@ class Writer:
           self._scratch.cleanup()
 
   def flush(self) -> None:
-    """Brings all lines to the workdir, where they are not written there at once.
+    """Copies all lines to the workdir, if that is in an object store.
 
-    Comes before each checkpoint: a run that is killed repeats the steps after it, and their lines.
+    Call it before each checkpoint: a resumed run only repeats the lines after the checkpoint.
 
     Raises:
       UserError: if another run writes to the workdir.
@@ -95,11 +95,11 @@ class Writer:
         (self._workdir / file.name).write_bytes(file.read_bytes())
 
   def has(self, split: str, step: int) -> bool:
-    """Whether this line was written before the run was resumed; all processes have to ask."""
+    """Whether this line was written before the run was resumed; all processes must call it."""
     return processes.broadcast([(split, step) in self._written]) == [True]
 
   def write(self, step: int, epoch: float, split: str, values: dict[str, float]) -> None:
-    """One line of `metrics.jsonl`: {"step", "epoch", "split", and the values}."""
+    """Writes one line of `metrics.jsonl`: {"step", "epoch", "split", and the values}."""
     if not self._active:
       return
     line = {"step": step, "epoch": round(epoch, 4), "split": split, **values}
@@ -112,18 +112,18 @@ class Writer:
     self._progress.print(step, epoch, split, values)
 
   def say(self, text: str) -> None:
-    """A line for the user alone."""
+    """Prints a line to the terminal only."""
     if self._active:
       cli.print_line(text)
 
   def accuracy(self, step: int | None) -> float | None:
-    """The accuracy of the evaluation at this step, if there was one; process 0 alone knows."""
+    """The accuracy of the evaluation at this step, on process 0; None if there was none."""
     return self._accuracies.get(step) if self._active and step is not None else None
 
   def _add_event(self, step: int, **content: Any) -> None:
     self._events.write_event(event_pb2.Event(wall_time=time.time(), step=step, **content))
 
   def advance(self) -> None:
-    """One step is done."""
+    """Counts one finished step."""
     if self._active:
       self._progress.advance()

@@ -100,7 +100,7 @@ def test_in_memory_decodes_all(image_folder):
 
 
 def corrupt_photos(image_folder, tmp_path):
-  """A copy of `image_folder` whose training images 3 and 7 end early; their files."""
+  """Copies `image_folder` and truncates the training images 3 and 7; returns their files."""
   folder = shutil.copytree(image_folder, tmp_path / "photos")
   files = [folder / "train" / name for name in ("ant/3.jpg", "bee/2.jpg")]
   for file in files:
@@ -118,7 +118,7 @@ def test_without_patience_an_error_names_the_file(image_folder, tmp_path, worker
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_corrupt_images_are_replaced_in_training(image_folder, tmp_path, caplog, workers):
-  """By whole ones with their own labels; all other rows stay as they were."""
+  """The substitutes have their own labels, and all other rows are unchanged."""
   source, _ = corrupt_photos(image_folder, tmp_path)
   whole = open_source("folder", "train", str(image_folder))
   sound = Batches(whole, Preprocess(40), batch_size=4, train=True, seed=2, drop_remainder=False)
@@ -135,7 +135,7 @@ def test_corrupt_images_are_replaced_in_training(image_folder, tmp_path, caplog,
       assert pictures[image.tobytes()] == label
     anew = dataclasses.replace(batches, corrupt_examples=CorruptExamples(limit=2))[
       number
-    ]  # knows of none yet
+    ]  # a new instance, which knows no corrupt examples yet
     np.testing.assert_array_equal(batch["image"], anew["image"])
   assert replaced == 4
   skipped = [r.message for r in caplog.records if "skipped a corrupt" in r.message]
@@ -198,7 +198,7 @@ def test_a_corrupt_record_is_skipped_and_a_cut_file_ends_the_run(tfds_dir, tmp_p
   file.write_bytes(file.read_bytes()[:-100])
   for _ in range(2):
     source = open_source("ants_and_bees", "train", str(root))
-    with pytest.raises(UserError, match=re.escape(str(file)) + " is missing, cut short or"):
+    with pytest.raises(UserError, match=re.escape(str(file)) + " is missing, truncated or"):
       dataclasses.replace(batches, source=source, corrupt_examples=CorruptExamples(limit=10))[0]
     file.unlink(missing_ok=True)
 

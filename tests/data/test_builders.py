@@ -1,4 +1,4 @@
-"""The builders of `prepare` against what TFDS with TensorFlow wrote (golden/prepare.json)."""
+"""The builders of `prepare`, compared with TFDS and TensorFlow (golden/prepare.json)."""
 
 import base64
 import io
@@ -58,12 +58,12 @@ def test_labels_follow_the_number_where_validation_images_are_missing(archives, 
   "files, message",
   [
     ([], "--manual_dir=.*photos has no directories.*SPLIT/CLASS"),
-    (["train/1.jpg"], "photos/train has no directories of classes.*SPLIT/CLASS"),
+    (["train/1.jpg"], "photos/train has no class directories.*SPLIT/CLASS"),
     (["train/a/1.jpg", "train/b/x.txt"], "train/b has no images.*add some or remove it.*[.]jpg"),
     (["train/a/1.jpg", "train/b/2.jpg", "val/a/3.jpg"], "Only one of .*train and .*val has b"),
     (["my-split/a/1.jpg"], "my-split: rename it"),
     (["all/a/1.jpg"], "all: rename it"),
-    (["train/a/x.txt", "train/a/broken.jpg"], "train/a/broken.jpg is not readable"),
+    (["train/a/x.txt", "train/a/broken.jpg"], "train/a/broken.jpg is not a readable"),
   ],
 )
 def test_folder_that_is_not_as_it_should_be(files, message, tmp_path):
@@ -87,12 +87,12 @@ def test_imagenet_tar_that_is_cut_off(kept, archives, tmp_path):
   tar = archives / "ILSVRC2012_img_val.tar"
   content = tar.read_bytes().rstrip(b"\0")
   tar.write_bytes((content + bytes(1024))[: len(content) + kept])
-  with pytest.raises(UserError, match=r"ILSVRC2012_img_val.tar is cut off"):
+  with pytest.raises(UserError, match=r"ILSVRC2012_img_val.tar is truncated"):
     prepare.prepare("imagenet2012", data_dir=str(tmp_path), manual_dir=str(archives))
 
 
 def test_imagenet_tar_with_other_files(archives, tmp_path):
   make["write_tar"](archives / "ILSVRC2012_img_val.tar", {"val/cat.JPEG": b"x"})
-  with pytest.raises(UserError, match=r"img_val.tar has a file val/cat.JPEG"):
+  with pytest.raises(UserError, match=r"img_val.tar has an unexpected file val/cat.JPEG"):
     prepare.prepare("imagenet2012", data_dir=str(tmp_path), manual_dir=str(archives))
   assert not list((tmp_path / "imagenet2012").iterdir())

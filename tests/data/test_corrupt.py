@@ -11,9 +11,9 @@ def test_each_example_is_named_once_and_counted(caplog):
   messages = [record.message for record in caplog.records]
   assert messages == [
     "skipped a corrupt example: seven is torn",
-    "1 corrupt so far; config.run.max_corrupt=2 allows no more than these",
+    "corrupt examples so far: 1 (limit: config.run.max_corrupt=2)",
     "skipped a corrupt example: three is torn",
-    "2 corrupt so far; config.run.max_corrupt=2 allows no more than these",
+    "corrupt examples so far: 2 (limit: config.run.max_corrupt=2)",
   ]
 
 
@@ -24,5 +24,5 @@ def test_one_more_than_allowed_names_the_first_three():
     corrupt_examples.note({9: "number 9 is torn"})
   assert str(error.value).startswith(
     "4 examples are corrupt, config.run.max_corrupt is 3: number 0 is torn; number 1 is torn; "
-    "number 2 is torn; and 1 more. Mend the data"
+    "number 2 is torn; and 1 more. Repair the data"
   )

@@ -49,7 +49,7 @@ def test_tfds_slices(tfds_dir):
   [
     ("digits", "validation", r'split of config.data is "validation"; digits has train and test'),
     ("folder", "dev", r"{dir}/none is not a directory"),
-    ("cifra10", "train", r'config.data.dataset is "cifra10", which is neither .* nor prepared in'),
+    ("cifra10", "train", r'config.data.dataset is "cifra10": not .* prepared in'),
     ("ants_and_bees", "validation", r'split of config.data is "validation"; .* has test, train'),
     ("ants_and_bees", "train[:x]", r'split of config.data is "train\[:x\]"'),
     (
@@ -84,7 +84,7 @@ def test_a_split_that_a_folder_does_not_have(image_folder):
 
 
 def make_folder(root, **counts):
-  """`root/NAME/0.png` and so on, as many as `counts` say; `__` in a name is a `/`."""
+  """Creates `root/NAME/0.png` and so on, `counts[NAME]` files each; `__` in NAME means `/`."""
   for name, count in counts.items():
     directory = root / name.replace("__", "/")
     directory.mkdir(parents=True)
@@ -94,7 +94,7 @@ def make_folder(root, **counts):
 
 
 def files(root, split):
-  """The files of a split by class."""
+  """The files of a split, by class."""
   source = open_source("folder", split, root)
   found = {name: set() for name in source.class_names}
   for i, (_, label) in enumerate(source.read(range(len(source)))):
@@ -114,7 +114,7 @@ def test_a_fifth_is_held_out_where_there_is_nothing_to_evaluate_on(tmp_path, bel
     assert len(train[name]) + len(held_out[name]) == count
   assert [len(held_out[name]) for name in sizes] == [0, 1, 1, 2, 10]
   assert held_out["c"] != {str(tmp_path / below.replace("__", "/") / "c" / "0.png")}
-  assert files(root, "validation") == held_out  # each time the same
+  assert files(root, "validation") == held_out  # the same every time
 
 
 def test_which_images_are_held_out_does_not_depend_on_the_place(tmp_path):

@@ -15,7 +15,7 @@ from convmixer_jax.errors import CorruptError, UserError
 
 @pytest.fixture
 def no_simplejpeg(monkeypatch):
-  """As if it were not installed."""
+  """Simulates that simplejpeg is not installed."""
   monkeypatch.setitem(sys.modules, "simplejpeg", None)
   preprocess_lib._jpeg.cache_clear()
   yield
@@ -23,7 +23,7 @@ def no_simplejpeg(monkeypatch):
 
 
 def photo(height, width):
-  """Smooth colours and some noise, uint8 [height, width, 3]."""
+  """Smooth colours with some noise, uint8 [height, width, 3]."""
   random = np.random.RandomState(height * width)
   coarse = PIL.Image.fromarray(random.randint(0, 256, (6, 5, 3)).astype(np.uint8))
   smooth = np.asarray(coarse.resize((width, height), PIL.Image.Resampling.BICUBIC)).astype(int)
@@ -38,7 +38,7 @@ def saved(image, format="JPEG", **options):
 
 def rotated_exif():
   exif = PIL.Image.Exif()
-  exif[0x0112] = 6  # orientation: to be turned by 90 degrees
+  exif[0x0112] = 6  # orientation: rotate by 90 degrees
   return exif
 
 
@@ -72,7 +72,7 @@ def test_decoded_pixels_are_pillows(name, channels):
 
 
 def png(levels, colour_type):
-  """A 16-bit PNG file of uint16 [h, w, channels]; Pillow writes grey ones alone."""
+  """Encodes uint16 [h, w, channels] as 16-bit PNG; Pillow can only write greyscale ones."""
   height, width, _ = levels.shape
   header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
   rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
@@ -135,7 +135,7 @@ def test_modes_of_pillow(mode):
   assert PIL.Image.open(io.BytesIO(file)).mode == mode
   for channels in (1, 3):
     np.testing.assert_array_equal(decode(file, channels), by_pillow(file, channels))
-  if mode == "RGBA":  # what is below a transparent pixel
+  if mode == "RGBA":  # the colour of transparent pixels
     np.testing.assert_array_equal(decode(file, 3), np.asarray(COLOURS))
 
 
@@ -150,7 +150,9 @@ def test_levels_without_a_known_white_are_refused(kind):
   file = saved(PIL.Image.fromarray(np.full((8, 8), 200, kind)), "TIFF")
   mode = {np.float32: "F", np.int32: "I"}[kind]
   for channels in (1, 3):
-    with pytest.raises(CorruptError, match=f"mode {mode}.*which is white: save it with 8 or 16"):
+    with pytest.raises(
+      CorruptError, match=f"mode {mode}.*white is not defined: save it with 8 or 16"
+    ):
       decode(file, channels)
 
 
@@ -172,7 +174,7 @@ def test_without_simplejpeg_pillow_decodes_and_one_warning_says_so(no_simplejpeg
     for file in (FILES["420"], FILES["444"]):
       np.testing.assert_array_equal(decode(file, 3), by_pillow(file, 3))
   (message,) = caplog.messages
-  assert "decoded by Pillow, which takes longer" in message
+  assert "decoded by Pillow, which is slower" in message
   assert "simplejpeg" in message
 
 
@@ -222,13 +224,13 @@ def pillow_centre(width, height, resized, left, top):
 
 @pytest.mark.parametrize(
   ("size", "resized", "left", "top"),
-  [  # timm's geometry for 224 pixels and a fraction of 0.96
+  [  # timm's geometry for 224 pixels and a crop fraction of 0.96
     ((500, 375), (310, 233), 43, 4),
     ((375, 500), (233, 310), 4, 43),
     ((224, 224), (233, 233), 4, 4),
     ((235, 233), (235, 233), 6, 4),  # 5.5 rounds to 6
     ((237, 233), (237, 233), 6, 4),  # 6.5 rounds to 6
-    ((586, 293), (466, 233), 121, 4),  # exactly twice as long stays so
+    ((586, 293), (466, 233), 121, 4),  # an aspect ratio of exactly 2 is kept
   ],
 )
 def test_centre_crop_is_timms(size, resized, left, top):
@@ -237,7 +239,7 @@ def test_centre_crop_is_timms(size, resized, left, top):
 
 
 def test_random_crops_cover_the_range_of_areas_and_ratios():
-  """The gradient along the width tells where a crop lies and how wide it is."""
+  """The gradient along the width shows the position and the width of a crop."""
   preprocess, rng = Preprocess(32, "random_resized"), np.random.default_rng(0)
   image = encoded(200, 200)
   crops = [preprocess(image, 3, rng).astype(float)[..., 0] for _ in range(300)]

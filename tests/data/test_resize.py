@@ -26,7 +26,7 @@ def no_compiler(monkeypatch, tmp_path):
 
 
 def pillow(image_hwc, *sizes, kernel):
-  """Resized to one (width, height) after the other."""
+  """Resizes with Pillow to each (width, height) in turn."""
   image = PIL.Image.fromarray(image_hwc[..., 0] if image_hwc.shape[2] == 1 else image_hwc)
   for size in sizes:
     image = image.resize(size, kernel)
@@ -36,7 +36,7 @@ def pillow(image_hwc, *sizes, kernel):
 @pytest.mark.parametrize("interpolation", KERNELS)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pixels_are_pillows_rows_first(interpolation, channels):
-  """Noise, so that weights and rounding matter, and sums run out of 0..255."""
+  """Uses noise, so that weights and rounding matter, and sums leave 0..255."""
   random = np.random.RandomState(0)
   for _ in range(60):
     old_height, old_width, height, width = random.randint(1, 300, 4)
@@ -56,7 +56,7 @@ def test_pixels_are_pillows_where_any_version_takes_rows_first(interpolation, si
 
 
 def test_the_library_is_compiled_where_there_is_a_compiler():
-  """Otherwise the tests above compare Pillow with itself."""
+  """Without the library, the tests above would compare Pillow with itself."""
   try:
     compiler.library(resize_lib._SOURCE, "-ffp-contract=off")
   except compiler.CompilerError as error:

@@ -1,4 +1,4 @@
-"""Conversion of TFRecord files, which are written here with TensorBoardX's checksums."""
+"""Conversion of TFRecord files, which these tests write with TensorBoardX's checksums."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def write_tfrecord(path, records):
 
 @pytest.fixture
 def as_tfrecord(tfds_dir, tmp_path):
-  """A copy of `tfds_dir` as TFDS writes it by default, train in three files; and the original."""
+  """A copy of `tfds_dir` in TFDS's default format, with train in three shards; and the original."""
   root = tmp_path / "my data"
   shutil.copytree(tfds_dir, root)
   directory = root / "ants_and_bees" / "1.0.0"
@@ -74,14 +74,14 @@ def test_a_corrupt_file_is_named(tmp_path, corruption):
   else:
     del content[200 if corruption == "cut" else 120 :]
   path.write_bytes(content)
-  with pytest.raises(UserError, match=r"file is cut short or corrupt"):
+  with pytest.raises(UserError, match=r"file is truncated or corrupt"):
     list(tfrecord.records(path))
 
 
 def test_the_refusal_names_the_command_that_converts(as_tfrecord, tfds_dir):
   root = as_tfrecord.parents[1]
   before = {file: file.read_bytes() for file in as_tfrecord.glob("*.tfrecord*")}
-  with pytest.raises(UserError, match=r"holds tfrecord .*convert them in place with") as error:
+  with pytest.raises(UserError, match=r"has tfrecord .*convert them in place with") as error:
     open_source("ants_and_bees", "train", str(root))
   command = str(error.value).split("`")[1].replace("python ", f"{sys.executable} ", 1)
   done = subprocess.run(command, shell=True, capture_output=True, text=True)
@@ -92,10 +92,10 @@ def test_the_refusal_names_the_command_that_converts(as_tfrecord, tfds_dir):
   assert not done.stderr
   for split in ("train", "test"):
     assert examples(root, split) == examples(tfds_dir, split)
-  assert {file: file.read_bytes() for file in before} == before  # they stay
+  assert {file: file.read_bytes() for file in before} == before  # unchanged
   assert tfds.builder("ants_and_bees", data_dir=root).info.file_format.value == "tfrecord"
   again = prepare.prepare("ants_and_bees", data_dir=str(root))
-  assert "was prepared already" in again
+  assert "was already prepared" in again
 
 
 def test_a_file_that_was_lost_is_converted_again_as_the_error_says(as_tfrecord, tfds_dir):
@@ -115,9 +115,9 @@ def test_a_file_that_was_lost_is_converted_again_as_the_error_says(as_tfrecord, 
 @pytest.mark.parametrize(
   ("spoil", "message"),
   [
-    (lambda file: file.unlink(), "tfrecord-00001-of-00003 is missing: bring it back"),
-    (lambda file: file.write_bytes(file.read_bytes()[:-1]), "00001-of-00003 is cut short"),
-    (lambda file: file.write_bytes(b""), "has 0 records, but dataset_info.json counts 3"),
+    (lambda file: file.unlink(), "tfrecord-00001-of-00003 is missing: restore it"),
+    (lambda file: file.write_bytes(file.read_bytes()[:-1]), "00001-of-00003 is truncated"),
+    (lambda file: file.write_bytes(b""), "has 0 records, but dataset_info.json says 3"),
   ],
 )
 def test_what_cannot_be_converted_is_named_and_leaves_no_trace(as_tfrecord, spoil, message):

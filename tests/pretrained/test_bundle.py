@@ -16,7 +16,7 @@ NEEDS = Preprocessing(32, (0.25,) * 13, (0.5,) * 13, 0.75, ("ant", "bee", "cat",
 
 @pytest.fixture
 def written(tmp_path):
-  """A directory, and what is in it, of images with 13 channels."""
+  """A saved directory and its model, for images of 13 channels."""
   variables = MODEL.init(jax.random.key(0), jnp.zeros((1, 8, 8, 13)))
   weights = TrainedModel(MODEL, variables, "relu", NEEDS)
   bundle.save(tmp_path / "model", weights)

@@ -1,4 +1,4 @@
-"""What is drawn, read back from the axes."""
+"""Figures, checked by reading the data back from their axes."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def test_a_loss_of_zero_and_no_lines_at_all():
   zero = History("zero", [line(10, "train", loss=0.0, accuracy=1.0)])
   loss = figures.curves([zero]).axes[0]
   assert loss.get_yscale() == "linear"
-  assert loss.lines[0].get_marker() == "."  # it is all there is to see
+  assert loss.lines[0].get_marker() == "."  # a single point needs a marker
   axes = figures.curves([History("new", [])]).axes[0]
   assert axes.texts[0].get_text() == "nothing recorded yet"
 
@@ -75,7 +75,7 @@ def test_schedule_is_the_plan_and_what_was_recorded():
 
 
 def tile(image, index, columns, size):
-  """One tile of a grid whose tiles have `size` pixels, with gaps of one pixel."""
+  """Extracts one tile of a grid with tiles of `size` pixels and gaps of one pixel."""
   row, column = divmod(index, columns)
   top, left = row * (size + 1) + 1, column * (size + 1) + 1
   return image[top : top + size, left : left + size]
@@ -102,7 +102,7 @@ def test_small_patches_and_zero_weights():
   axes = figures.patch_filters(kernel, "run").axes[0]
   assert "the first 256 of 300 filters" in axes.get_title()
   image = axes.images[0].get_array()
-  assert image.shape == (16 * 7 + 1, 16 * 7 + 1)  # enlarged to six pixels
+  assert image.shape == (16 * 7 + 1, 16 * 7 + 1)  # tiles are enlarged to six pixels
   assert (tile(image, 255, 16, 6) == 0).all()
 
 
@@ -117,12 +117,12 @@ def test_depthwise_kernels_of_each_block():
 
 
 def test_every_kernel_of_one_block():
-  """The Keras example's picture: 256 of 5x5 in rows of 16."""
+  """The figure of the Keras example: 256 kernels of 5x5 in rows of 16."""
   kernel = np.random.default_rng(0).normal(size=(5, 5, 256))
   axes = figures.block_kernels(kernel, "run, block 4 of 8").axes[0]
   grid = axes.images[0].get_array()
   for number in (0, 255):
-    found = tile(grid, number, 16, 10)[::2, ::2]  # each pixel twice
+    found = tile(grid, number, 16, 10)[::2, ::2]  # pixels are doubled
     np.testing.assert_array_equal(found, kernel[..., number])
   assert axes.get_title().startswith("run, block 4 of 8: all 256 kernels of 5x5\n")
 
@@ -138,7 +138,7 @@ def test_a_deep_model_shows_some_blocks():
 
 
 def test_confusion_shows_counts_and_shares():
-  counts = np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]])  # no example of the last class
+  counts = np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]])  # the last class has no examples
   figure = figures.confusion(counts, ["cat", "elephant", "dog"], "title")
   axes = figure.axes[0]
   share = np.array([[75, 25, 0], [0, 100, 0], [0, 0, 0]])
@@ -180,4 +180,4 @@ def test_files(tmp_path):
   assert png.read_bytes().startswith(b"\x89PNG")
   assert b"<svg" in svg.read_bytes()
   once, again = (figures.to_svg(figures.curves([RUN])) for _ in range(2))
-  assert once == again  # no date, no random names
+  assert once == again  # no date and no random ids

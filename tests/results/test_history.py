@@ -20,7 +20,7 @@ def test_a_run_that_goes_on(tmp_path):
   history = read_history(tmp_path)
   assert history.name == tmp_path.name
   assert history.series("eval", "accuracy") == ([1.0, 2.0], [0.25, 0.75])
-  assert history.series("train", "loss") == ([0.1818], [2.5])  # not finite: left out
+  assert history.series("train", "loss") == ([0.1818], [2.5])  # non-finite values are dropped
   assert history.series("train", "learning_rate") == ([0.1818, 1.8182], [0.1, 0.2])
   assert history.series("train", "top5_accuracy") == ([], [])
   assert history.last("eval") == LINES[-1]

@@ -8,14 +8,14 @@ from convmixer_jax.results.progress import Progress
 
 @pytest.fixture
 def clock(monkeypatch):
-  """Seconds that pass when the test says so."""
+  """A clock that the test advances."""
   now = [100.0]
   monkeypatch.setattr(time, "monotonic", lambda: now[0])
   return now
 
 
 def test_a_line_that_goes_to_a_file_tells_the_time_and_how_long_it_takes_yet(capsys, clock):
-  """The first step is compiled in 60 seconds; then two take 15, and seven are left."""
+  """The first step takes 60 seconds to compile, the next two 15; seven are left."""
   progress = Progress(first_step=0, total_steps=10, batch_size=4)
   clock[0] += 60
   progress.print(1, 0.25, "train", {"loss": 1.25})

@@ -20,7 +20,7 @@ def test_lines_events_and_plain_text(tmp_path, capsys):
     writer.write(2, 0.5, "train", {"loss": 1.25, "accuracy": 0.5})
     assert read(tmp_path) == [
       {"step": 2, "epoch": 0.5, "split": "train", "loss": 1.25, "accuracy": 0.5}
-    ]  # before it is closed
+    ]  # before the writer is closed
   assert "step 2/10  epoch 0.50  train  loss 1.25  accuracy 0.5" in capsys.readouterr().out
   assert list(tmp_path.glob("events.out.tfevents.*"))
 
@@ -31,7 +31,7 @@ def test_a_resumed_run_takes_its_steps_once(tmp_path):
       writer.write(step, step / 4, "train", {"loss": step})
     writer.write(4, 1, "test", {"loss": 0.5})
   with (tmp_path / "metrics.jsonl").open("a") as file:
-    file.write('{"step": 8, "ep')  # killed in the middle of a line
+    file.write('{"step": 8, "ep')  # a run killed while writing a line
   with open_writer(tmp_path, 4) as writer:
     assert writer.has("test", 4)
     assert not writer.has("test", 2)

@@ -1,4 +1,4 @@
-"""Drawings with matplotlib, which this package alone needs: numbers in, a `Figure` out."""
+"""Figures of a run or a sweep. Only this package needs matplotlib."""
 
 from convmixer_jax.results.figures.grids import (
   block_kernels,

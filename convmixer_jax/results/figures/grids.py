@@ -1,4 +1,4 @@
-"""Weights of a model in grids, and the confusion matrix."""
+"""Figures of weights as grids, and of the confusion matrix."""
 
 from collections.abc import Sequence
 import math
@@ -14,12 +14,12 @@ from convmixer_jax.results.figures.style import SETTINGS
 
 
 def patch_filters(kernel_hwcf: np.ndarray, title: str, most: int = 256) -> Figure:
-  """The stem's filters in a grid, in their order: three channels in colour, one by sign.
+  """The filters of the stem in a grid: in colour for three channels, else by sign of the mean.
 
   Args:
     kernel_hwcf: float [patch_size, patch_size, channels, dim].
-    title: of the picture.
-    most: filters that are drawn at most, the first ones.
+    title: title of the figure.
+    most: maximum number of filters to draw; takes the first ones.
   """
   channels, count = kernel_hwcf.shape[2:]
   kernel_fhwc = kernel_hwcf.transpose(3, 0, 1, 2)[:most]
@@ -47,13 +47,13 @@ def patch_filters(kernel_hwcf: np.ndarray, title: str, most: int = 256) -> Figur
 def depthwise_kernels(
   kernels_hwf: Sequence[np.ndarray], title: str, most: int = 64, blocks: int = 9
 ) -> Figure:
-  """Kernels of the blocks, each block a grid with a scale of its own.
+  """The depthwise kernels, with one grid and one scale per block.
 
   Args:
-    kernels_hwf: float [kernel_size, kernel_size, dim] of each block, one at least.
-    title: of the picture.
-    most: kernels of a block that are drawn at most, the first ones.
-    blocks: that are drawn at most, evenly spaced from the first to the last.
+    kernels_hwf: float [kernel_size, kernel_size, dim] of each block, at least one.
+    title: title of the figure.
+    most: maximum number of kernels per block; takes the first ones.
+    blocks: maximum number of blocks, evenly spaced from the first to the last.
   """
   depth, (size, _, dim) = len(kernels_hwf), kernels_hwf[0].shape
   chosen = np.unique(np.linspace(0, depth - 1, min(depth, blocks)).round().astype(int))
@@ -84,7 +84,7 @@ def block_kernels(kernel_hwf: np.ndarray, title: str) -> Figure:
 
   Args:
     kernel_hwf: float [kernel_size, kernel_size, dim].
-    title: of the picture.
+    title: title of the figure.
   """
   size, _, dim = kernel_hwf.shape
   with matplotlib.rc_context(SETTINGS):
@@ -106,7 +106,7 @@ def confusion(confusion_kl: np.ndarray, class_names: Sequence[str], title: str) 
   with matplotlib.rc_context({**SETTINGS, "axes.grid": False}):
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     axes = figure.subplots()
-    # A root, so that a mistake of one in a hundred can be seen.
+    # A power norm, so that an error rate of 1 % is still visible.
     image = axes.imshow(100 * share_kl, cmap="Blues", norm=PowerNorm(0.4, 0, 100))
     for (row, column), count in np.ndenumerate(confusion_kl):
       if count:
@@ -126,7 +126,7 @@ def confusion(confusion_kl: np.ndarray, class_names: Sequence[str], title: str) 
 
 
 def _limit(weights: np.ndarray) -> float:
-  """The end of a symmetric scale that one weight in two hundred exceeds; never 0."""
+  """The limit of a symmetric scale, which one in two hundred weights exceeds; never 0."""
   return float(np.quantile(np.abs(weights), 0.995)) or 1.0
 
 
@@ -135,9 +135,9 @@ def _columns(count: int) -> int:
 
 
 def _mosaic(tile_nhw: np.ndarray, columns: int, gap: float) -> np.ndarray:
-  """Tiles [n, h, w, ...] row by row in one image, with a line of `gap` around each.
+  """Arranges tiles [n, h, w, ...] row by row in one image, with a line of `gap` around each.
 
-  Tiles of few pixels are enlarged, so that the lines stay thin beside them.
+  Small tiles are enlarged, so that the lines stay thin in comparison.
   """
   enlarged = math.ceil(6 / tile_nhw.shape[1])
   tile_nhw = tile_nhw.repeat(enlarged, 1).repeat(enlarged, 2)
@@ -150,7 +150,7 @@ def _mosaic(tile_nhw: np.ndarray, columns: int, gap: float) -> np.ndarray:
 
 
 def _draw_signed(axes: Axes, grid_hw: np.ndarray, limit: float, with_bar: bool) -> None:
-  """Weights by sign and size, 0 white; gaps, which are NaN, grey."""
+  """Draws weights by sign and magnitude, with 0 white and gaps (NaN) grey."""
   colours = matplotlib.colormaps["PuOr"].with_extremes(bad="0.75")
   masked = np.ma.masked_invalid(grid_hw)
   image = axes.imshow(masked, cmap=colours, vmin=-limit, vmax=limit, interpolation="none")

@@ -1,4 +1,4 @@
-"""Curves of one run, or of several laid over each other."""
+"""Curves of one run, or of several runs overlaid."""
 
 from collections.abc import Sequence
 import itertools
@@ -15,7 +15,7 @@ import numpy as np
 from convmixer_jax.results.figures.style import COLOURS, MARKERS, SETTINGS, colours, plain_log
 from convmixer_jax.results.history import SPLITS, History
 
-# Line style, marker and width of a split.
+# Line style, marker and line width of each split.
 _STYLES: dict[str, Any] = {
   "train": ((0, (2, 1.5)), "", 1.3),
   "eval": ("-", "o", 1.8),
@@ -26,14 +26,14 @@ _STYLES: dict[str, Any] = {
 
 
 def curves(histories: Sequence[History]) -> Figure:
-  """Loss and accuracy over epochs: colours are runs, or splits where there is one run."""
+  """Loss and accuracy over epochs, coloured by run, or by split for a single run."""
   with matplotlib.rc_context(SETTINGS):
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     _draw_series(loss, histories, "loss", 1)
     _draw_series(accuracy, histories, "accuracy", 100)
     loss.set(title="Loss", ylabel="cross-entropy [nats]")
-    accuracy.set(title="Accuracy", ylabel="right answers [%]")
+    accuracy.set(title="Accuracy", ylabel="accuracy [%]")
     drawn = np.concatenate([line.get_ydata() for line in loss.lines] or [[]])
     if drawn.size and drawn.max() > 3 * drawn.min() > 0:
       loss.set_yscale("log")
@@ -46,18 +46,18 @@ def curves(histories: Sequence[History]) -> Figure:
 
 
 def schedule(histories: Sequence[History], planned: Sequence[np.ndarray]) -> Figure:
-  """The learning rate over epochs: as the config plans it, and as it was recorded.
+  """The learning rate over epochs, as planned by the config and as recorded.
 
   Args:
-    histories: of the runs.
-    planned: [n, 2] of each run: epochs and learning rates; n may be 0.
+    histories: metrics of the runs.
+    planned: for each run [n, 2]: epochs and learning rates; n may be 0.
   """
   one = len(histories) == 1
   looks = zip(colours(len(histories)), itertools.cycle(MARKERS), strict=False)
   with matplotlib.rc_context(SETTINGS):
     figure = Figure(figsize=(7.5, 4.8), layout="constrained")
     axes = figure.subplots()
-    # Equal schedules stay visible below each other.
+    # Decreasing widths keep equal schedules visible below each other.
     widths = np.linspace(min(1.8 * len(histories), 6), 1.8, len(histories))
     for history, plan, width, (colour, marker) in zip(
       histories, planned, widths, looks, strict=True
@@ -88,7 +88,7 @@ def _draw_series(axes: Axes, histories: Sequence[History], key: str, factor: flo
       epochs, values = history.series(split, key)
       if epochs:
         if not marker and len(epochs) == 1:
-          marker = "."  # a line of one point would not be seen
+          marker = "."  # a line of one point is invisible
         axes.plot(
           epochs,
           [factor * value for value in values],
@@ -105,7 +105,7 @@ def _draw_series(axes: Axes, histories: Sequence[History], key: str, factor: flo
 
 
 def _legend(figure: Figure, handles: Sequence[Line2D]) -> None:
-  """Below the picture, in as many columns as fit."""
+  """Adds a legend below the axes, in as many columns as fit."""
   if handles:
     for handle in handles:
       handle.set_label(textwrap.fill(str(handle.get_label()), 60))
@@ -116,7 +116,7 @@ def _legend(figure: Figure, handles: Sequence[Line2D]) -> None:
 
 
 def _run_handles(histories: Sequence[History], with_result: bool = True) -> list[Line2D]:
-  """A line for each of several runs, with its last result."""
+  """One legend entry per run, with its last result; none for a single run."""
   if len(histories) == 1:
     return []
   looks = zip(colours(len(histories)), itertools.cycle(MARKERS), strict=False)

@@ -1,4 +1,4 @@
-"""The runs of a sweep against each other."""
+"""The runs of a sweep compared with each other."""
 
 from collections.abc import Mapping, Sequence
 import itertools
@@ -17,13 +17,13 @@ from convmixer_jax.results.history import SPLITS, Point, Sweep, label
 def sweep(results: Sweep, title: str, claimed: Mapping[str, float] | None = None) -> Figure:
   """Accuracy against parameters and against relative time, as Cooper Union's figures 3a and 3b.
 
-  The points of a colour share the first setting; the others stand beside each point.
+  Points of one colour share the first setting; the other settings are written next to each point.
 
   Args:
     results: the finished runs.
-    title: of the picture.
-    claimed: {`history.label` of a point's settings: accuracy in percent} that a paper has, drawn
-      as a hollow diamond where our point is, as in Cooper Union's figure 5.
+    title: title of the figure.
+    claimed: published accuracies, as {`history.label` of a point's settings: percent}. Drawn as
+      hollow diamonds at the parameters and time of our point, as in Cooper Union's figure 5.
   """
   series: dict[str, list[Point]] = {}
   for point in sorted(results.points, key=lambda point: point.parameters):

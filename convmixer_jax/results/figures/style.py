@@ -1,7 +1,7 @@
-"""The look that all pictures share, and their files.
+"""The common style of all figures, and how they are saved.
 
-Colours are Okabe and Ito's, and matplotlib's viridis, Blues and PuOr, which colour-blind
-readers can tell apart; what has a colour of its own has a marker or a line style too.
+The colours (Okabe and Ito's, and matplotlib's viridis, Blues and PuOr) are safe for
+colour-blind readers. Whatever has its own colour also has its own marker or line style.
 """
 
 from collections.abc import Sequence
@@ -27,26 +27,26 @@ SETTINGS: dict[Any, Any] = {
   "legend.frameon": False,
   "savefig.dpi": 150,
   "savefig.bbox": "tight",
-  "svg.hashsalt": "convmixer_jax",  # else each picture would differ from the last one of the same
+  "svg.hashsalt": "convmixer_jax",  # fixed, so that the same figure gives the same file
 }
 
 
 def colours(count: int) -> Sequence:
-  """So many colours: of a list, or where it is too short from dark blue to yellow."""
+  """`count` distinct colours: from `COLOURS` if it has enough, else from viridis."""
   if count <= len(COLOURS):
     return COLOURS[:count]
   return [matplotlib.colormaps["viridis"](x) for x in np.linspace(0, 0.93, count)]
 
 
 def plain_log(axis: Axis) -> None:
-  """Numbers as 0.2 and 50 on a logarithmic axis, not as powers."""
+  """Labels a logarithmic axis with plain numbers such as 0.2 and 50, not powers of ten."""
   axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
   axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
   axis.set_minor_formatter(NullFormatter())
 
 
 def to_svg(figure: Figure) -> bytes:
-  """The picture as an SVG file, the same bytes for the same figure."""
+  """Renders the figure as an SVG file; the same figure always gives the same bytes."""
   file = io.BytesIO()
   with matplotlib.rc_context(SETTINGS):
     figure.savefig(file, format="svg", metadata={"Date": None})
@@ -54,7 +54,7 @@ def to_svg(figure: Figure) -> bytes:
 
 
 def save(figure: Figure, directory: pathlib.Path, name: str) -> list[pathlib.Path]:
-  """Writes `name.png` and `name.svg`; makes the directory if need be."""
+  """Writes `name.png` and `name.svg`; creates the directory if needed."""
   directory.mkdir(parents=True, exist_ok=True)
   png, svg = directory / f"{name}.png", directory / f"{name}.svg"
   with matplotlib.rc_context(SETTINGS):

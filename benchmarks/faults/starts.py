@@ -37,8 +37,8 @@ def at_once(bench: Bench) -> Outcome:
     outcome.count(survived=codes == [0, 1, 1] and clear and alike, kept=alike)
     outcome.seen = told[0][-1] if told and told[0] else outcome.seen
   outcome.note = (
-    f"one trained to the end, the others ended with this one line, after {max(seconds):.0f} s at "
-    f"the latest; latest checkpoints of the runs killed before: {resumed}"
+    f"one trained to the end, the others ended with this one line, after at most "
+    f"{max(seconds):.0f} s; latest checkpoints of the runs killed before: {resumed}"
   )
   return outcome
 

@@ -1,13 +1,13 @@
-"""A CIFAR-10 config of ours in PyTorch: the accuracy and the time to compare with.
+"""Trains one of our CIFAR-10 configs in PyTorch, as a baseline for accuracy and time.
 
-Command, after `pip install -e '.[torch]'`, from the repository's root:
+After `pip install -e '.[torch]'`, run from the repository's root:
   TFDS_DATA_DIR=... python -m benchmarks.cifar10_torch --config=configs/cifar10_cpu.py
 
-It takes the settings of the config file, and overrides such as --config.seed=1, to PyTorch's own
-network, optimiser and BatchNorm, with flips and torchvision's RandAugment on the host by Pillow, as
-the authors' script has them. It knows the settings of cifar10_cpu, cifar10_keras and cifar10_256_8.
-On a GPU a bfloat16 config runs under autocast; on CPU all is float32. Prints a JSON line for each
-epoch.
+It applies the settings of the config file, and overrides such as --config.seed=1, to PyTorch's own
+network, optimizer and BatchNorm. Flips and torchvision's RandAugment run on the host with Pillow,
+as in the authors' script. It supports the settings of cifar10_cpu, cifar10_keras and cifar10_256_8.
+On a GPU a bfloat16 config runs under autocast; on CPU everything is float32. Prints a JSON line for
+each epoch.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def make_model(config) -> torch.nn.Module:
-  """The network, with Keras's initialisation and BatchNorm if the config says so."""
+  """The network, with Keras's initialization and BatchNorm if the config says so."""
   m = config.model
   model = conv_mixer(m.dim, m.depth, m.kernel_size, m.patch_size, m.num_classes, m.activation)
   for module in model.modules():
@@ -48,7 +48,7 @@ def make_model(config) -> torch.nn.Module:
 
 
 def make_augment(config) -> Callable[[np.ndarray], np.ndarray]:
-  """uint8 images [b, h, w, c] -> the same, flipped and changed at random."""
+  """A function that flips and augments uint8 images [b, h, w, c] at random."""
   rng = random.Random(config.seed)
   policy = config.augment.policy and policy_lib.parse(config.augment.policy)
 
@@ -80,7 +80,7 @@ def normalized(config, images: np.ndarray) -> torch.Tensor:
 
 
 def test(config, model: torch.nn.Module, source) -> float:
-  """Accuracy."""
+  """Accuracy on a split."""
   model.eval()
   with torch.no_grad():
     right = 0
@@ -92,7 +92,7 @@ def test(config, model: torch.nn.Module, source) -> float:
 
 
 def main(argv: list[str]) -> None:
-  """Trains and prints."""
+  """Trains, and prints a JSON line for each epoch."""
   del argv
   config = flags.FLAGS.config
   config_lib.validate(config)
@@ -149,5 +149,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  config_flags.DEFINE_config_file("config", None, "File of settings; --config.k=v overrides one.")
+  config_flags.DEFINE_config_file("config", None, "Config file; --config.k=v overrides a setting.")
   app.run(main)

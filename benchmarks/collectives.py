@@ -1,4 +1,4 @@
-"""The collectives of a compiled program, read from the text of its optimised HLO."""
+"""The collectives of a compiled program, parsed from its optimized HLO text."""
 
 from collections.abc import Iterator
 import dataclasses
@@ -7,7 +7,7 @@ import re
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
 
-_BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}  # the others end in theirs
+_BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}  # other names end in their bits
 _ARRAY = re.compile(r"\b([a-z]+\d*)(?:e\dm\d\w*)?\[([\d,]*)\]")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?(%\S+) = ")
 _CALLED = re.compile(
@@ -19,12 +19,12 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-  """What one device puts into a collective or gets from it, whichever is more.
+  """The operand or the result of a collective on one device, whichever is larger.
 
   Attributes:
-    dtype: HLO's name for it.
-    shape: of the array.
-    source: the operation of the program that asked for it, by JAX's name.
+    dtype: HLO's name of the type.
+    shape: dimensions.
+    source: JAX's name of the operation that caused the collective.
   """
 
   dtype: str
@@ -38,21 +38,21 @@ class Array:
 
   @property
   def bytes(self) -> int:
-    """Memory that it takes."""
+    """Size in memory."""
     return self.size * _bits(self.dtype) // 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """One operation between devices; a start and its end are one.
+  """One operation between devices. A start and its done count as one.
 
   Attributes:
-    kind: of `KINDS`.
-    arrays: it works on several where the compiler has combined some.
-    devices: in each of its groups; of a "collective-permute", 2.
-    times: how often a step runs it, by the lengths of the loops around it.
-    is_bounded: False in a loop whose length is not known before the step; `times` then counts
-      one turn of it.
+    kind: one of `KINDS`.
+    arrays: its arrays; several where the compiler has combined collectives.
+    devices: size of each of its groups; 2 for a "collective-permute".
+    times: how often a step runs it, from the trip counts of the enclosing loops.
+    is_bounded: False in a loop whose trip count is not known at compile time; `times` then counts
+      one iteration of it.
   """
 
   kind: str
@@ -63,26 +63,26 @@ class Collective:
 
   @property
   def bytes(self) -> int:
-    """Payload of one device, one time."""
+    """Payload of one device for one execution."""
     return sum(array.bytes for array in self.arrays)
 
   @property
   def traffic(self) -> float:
-    """Bytes that one device sends, one time, in a ring."""
+    """Bytes that one device sends for one execution, in a ring."""
     rounds = {"all-reduce": 2, "collective-permute": self.devices / (self.devices - 1)}
     return rounds.get(self.kind, 1) * self.bytes * (self.devices - 1) / self.devices
 
 
 def collectives(hlo: str) -> list[Collective]:
-  """Those that a step runs, in the order of the text, loops and calls counted.
+  """The collectives that a step runs, in the order of the text, including loops and calls.
 
-  Groups of one device, which need no communication, are left out. Of branches all are counted.
+  Groups of one device, which need no communication, are left out. All branches are counted.
 
   Args:
-    hlo: what `compiled.as_text()` gives.
+    hlo: the result of `compiled.as_text()`.
 
   Raises:
-    ValueError: if the text has no entry, or a collective in it cannot be read.
+    ValueError: if the text has no entry computation, or a collective cannot be parsed.
   """
   hlo = re.sub(r"/\*.*?\*/", "", hlo)
   header = re.search(r"num_partitions=(\d+)", hlo.partition("\n")[0])
@@ -110,7 +110,7 @@ def _walk(
       collective = _read(line, kind, shape, opcode != kind, partitions)
       if collective.devices > 1:
         yield dataclasses.replace(collective, times=times, is_bounded=is_bounded)
-    elif not opcode.endswith(("-done", "-update")):  # they name the start's computation again
+    elif not opcode.endswith(("-done", "-update")):  # they repeat the start's computation
       trips = _TRIPS.search(line)
       count, is_known = int(trips[1]) if trips else 1, opcode != "while" or trips is not None
       for called in _called(line):
@@ -118,9 +118,9 @@ def _walk(
 
 
 def _split(text: str) -> tuple[str, str]:
-  """The type and the opcode of an instruction, whose text begins with them."""
+  """The type and the opcode at the beginning of an instruction's text."""
   depth = end = 0
-  while end == 0 or depth:  # a tuple may hold others
+  while end == 0 or depth:  # tuples may be nested
     depth += (text[end] == "(") - (text[end] == ")")
     end += 1
   end = text.index(" ", end)
@@ -128,7 +128,7 @@ def _split(text: str) -> tuple[str, str]:
 
 
 def _called(line: str) -> list[str]:
-  """The computations that an instruction runs."""
+  """The computations that an instruction calls."""
   names = []
   for one, several in _CALLED.findall(line):
     names += [one] if one else several.replace(" ", "").split(",")
@@ -141,7 +141,7 @@ def _read(line: str, kind: str, shape: str, is_start: bool, partitions: int) -> 
     (dtype, tuple(int(n) for n in dims.split(",") if n)) for dtype, dims in _ARRAY.findall(shape)
   ]
   if is_start and kind == "collective-permute":
-    found = found[1:2]  # operand, result, and what the runtime needs
+    found = found[1:2]  # operand, result, and the runtime's context
   elif is_start and kind == "all-gather":
     found = found[len(found) // 2 :]  # the operands, then the results
   if not found:
@@ -155,7 +155,7 @@ def _read(line: str, kind: str, shape: str, is_start: bool, partitions: int) -> 
 
 
 def _group_size(line: str, partitions: int) -> int:
-  """Devices in each group: of {{0,1},{2,3}}, [2,2]<=[4], or mesh['a'=2,'b'=2] {'b'}."""
+  """Devices per group, from {{0,1},{2,3}}, [2,2]<=[4], or mesh['a'=2,'b'=2] {'b'}."""
   groups = _search(
     r"replica_groups=(mesh\[[^]]*\][^{]*\{[^}]*\}|\[\d+,\d+\]|\{\}|\{\{[^}]*\})", line
   )[1]
@@ -169,7 +169,7 @@ def _group_size(line: str, partitions: int) -> int:
 
 
 def _sources(line: str, count: int) -> list[str]:
-  """One name for each array; the compiler joins those of the collectives that it combines."""
+  """One name for each array; the compiler joins the names of the collectives that it combines."""
   match = re.search(r'op_name="([^"]*)"', line)
   name = match[1] if match else ""
   prefix, _, joined = name.partition("/(")

@@ -1,11 +1,11 @@
 """One depthwise convolution in float32: ours, XLA's own, and PyTorch's in both memory formats.
 
-Command, after `pip install -e '.[torch]'`, from the repository's root:
+After `pip install -e '.[torch]'`, run from the repository's root:
   python -m benchmarks.depthwise [--rounds=9] [--xla] [--json=FILE]
 
 "fwd+bwd" is the forward pass and both gradients. "ratio" is the time of PyTorch's faster
-format over the row's, the median over rounds. XLA's own convolution is left out without --xla:
-at the largest shape one backward pass takes most of a minute.
+format over the row's, the median over rounds. XLA's own convolution is measured only with --xla: at
+the largest shape one backward pass takes most of a minute.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ SHAPES = (
 
 
 def jax_calls(convolve: Callable, *arrays: np.ndarray) -> dict:
-  """The forward pass, and it with both gradients."""
+  """Calls of the forward pass alone, and with both gradients."""
   x, kernel, g = map(jnp.asarray, arrays)
 
   def with_gradients(x, kernel, g):
@@ -46,7 +46,7 @@ def jax_calls(convolve: Callable, *arrays: np.ndarray) -> dict:
 
 
 def torch_calls(memory_format: torch.memory_format, *arrays: np.ndarray) -> dict:
-  """The same two in PyTorch."""
+  """The same calls in PyTorch."""
   x, g = (
     torch.tensor(a).permute(0, 3, 1, 2).contiguous(memory_format=memory_format)
     for a in (arrays[0], arrays[2])
@@ -96,12 +96,12 @@ def measure(shape: tuple[int, ...]) -> list[dict]:
 
 
 def main(argv: list[str]) -> None:
-  """Measures and prints."""
+  """Measures all shapes and prints the table."""
   del argv
   rounds.report("Depthwise convolution", [row for shape in SHAPES for row in measure(shape)])
 
 
 if __name__ == "__main__":
   rounds.define_flags()
-  flags.DEFINE_bool("xla", False, "Also XLA's own convolution.")
+  flags.DEFINE_bool("xla", False, "Also measure XLA's own convolution.")
   app.run(main)

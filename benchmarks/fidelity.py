@@ -1,16 +1,16 @@
-"""How near we are: augmentation next to Pillow's, training steps next to PyTorch's.
+"""Fidelity: our augmentation compared with Pillow's, our training steps with PyTorch's.
 
-Command, after `pip install -e '.[torch]'`, from the repository's root:
+After `pip install -e '.[torch]'`, run from the repository's root:
   python -m benchmarks.fidelity [--batch=32] [--size=224] [--rounds=9] [--json=FILE]
 
-First RandAugment's ops and policies: "max" and "mean" are of the absolute difference in levels
-between the two, over arguments from the whole range, "beyond" the share of levels that differ by
-more than one. "images/s" is ours, jitted, on the device that the title names, "Pillow images/s"
-Pillow's on one core, from image to image; "ratio" is their quotient, the median over the rounds. A
-photometric or a geometric op takes its family's one pass, whichever op it is. In the policies' rows
-both go by the same draws for the differences, and Pillow draws by itself for the speed; a level
-that the first layer has apart can become several in the second. The photographs are scikit-learn's
-two.
+First RandAugment's ops and policies: "max" and "mean" are the maximum and mean absolute difference
+between the two in 8-bit levels, over arguments from the whole range. "beyond" is the share of
+levels that differ by more than one. "images/s" is ours, jitted, on the device in the title; "Pillow
+images/s" is Pillow's on one core, from image to image; "ratio" is the median over the rounds of
+their quotient. All photometric ops take one shared pass, and so do all geometric ops. In the
+policies' rows, both use the same random draws for the differences; for the speed, Pillow makes its
+own. A difference of one level after the first layer can become several after the second. The
+photographs are scikit-learn's two.
 
 Then 20 training steps of a small ConvMixer from the golden files of
 `tests/golden/make_trajectory.py`: losses of both, and their relative difference.
@@ -33,7 +33,7 @@ from tests import pillow_augment, trajectory
 
 FILL = (124, 116, 104)
 
-# The ranges of the policies; of TRANSLATE, as fractions of the side.
+# The ranges of the policies; for TRANSLATE, as fractions of the side.
 RANGES = {
   Op.AUTO_CONTRAST: (0, 0),
   Op.EQUALIZE: (0, 0),
@@ -56,7 +56,7 @@ RANGES = {
 
 
 def photos() -> np.ndarray:
-  """Details of the photographs: uint8 [batch, size, size, 3]."""
+  """Random crops of the photographs: uint8 [batch, size, size, 3]."""
   size = flags.FLAGS.size
   rng = np.random.default_rng(0)
   sources = sklearn.datasets.load_sample_images().images
@@ -71,7 +71,7 @@ def photos() -> np.ndarray:
 def row(
   name: str, span: str, ours: np.ndarray, pillows: np.ndarray, calls: dict[str, Callable]
 ) -> dict:
-  """One row: differences of the results, speed of the calls."""
+  """One row: differences of the results, and speed of the calls."""
   difference = np.abs(ours.astype(int) - pillows)
   times = rounds.interleaved(calls, flags.FLAGS.rounds)
   speed = {who: len(ours) / float(np.median(seconds)) for who, seconds in times.items()}
@@ -88,7 +88,7 @@ def row(
 
 
 def measure_op(image_bhwc: np.ndarray, op: Op, interpolation: Interpolation | None) -> dict:
-  """The row of one op; with an interpolation if it is geometric."""
+  """The row of one op; a geometric op needs an interpolation."""
   low, high = RANGES[op]
   size = flags.FLAGS.size if op in (Op.TRANSLATE_X, Op.TRANSLATE_Y) else 1
   argument_b = np.linspace(low, high, len(image_bhwc), dtype=np.float32) * np.float32(size)
@@ -126,7 +126,7 @@ def measure_op(image_bhwc: np.ndarray, op: Op, interpolation: Interpolation | No
 def measure_policy(
   image_bhwc: np.ndarray, text: str, of_pillow: Callable[[Image.Image], Image.Image]
 ) -> dict:
-  """The row of one whole policy."""
+  """The row of a whole policy."""
   parsed = policy.parse(text)
   keys = iter(jax.random.split(jax.random.key(0), flags.FLAGS.rounds + 2))
   jitted = jax.jit(lambda key, image: rand_augment.rand_augment(key, image, parsed, FILL))
@@ -146,7 +146,7 @@ def measure_policy(
 
 
 def print_trajectories() -> None:
-  """The steps of each recipe, and the largest differences of what is left after them."""
+  """The steps of each recipe, and the largest differences of the final variables."""
   for name in trajectory.RECIPES:
     golden, (losses, norms, variables) = trajectory.load(name), trajectory.run(name)
     print(f"\n20 steps, {name} recipe\nstep  loss PyTorch  loss ours  relative difference  norm")
@@ -161,7 +161,7 @@ def print_trajectories() -> None:
 
 
 def main(argv: list[str]) -> None:
-  """Measures and prints."""
+  """Measures all rows and prints the tables."""
   del argv
   image_bhwc = photos()
   rng = random.Random(0)

@@ -1,12 +1,12 @@
-"""Seconds from the start of a run to its first step, with and without JAX's cache of programs.
+"""Seconds from the start of a run to its first step, with and without JAX's compilation cache.
 
-Command, from the repository's root:
+Run from the repository's root:
   python -m benchmarks.first_step [--config=configs/cifar10_cpu.py] [--rounds=5]
 
-The command as users type it, in a process of its own: without the cache, then with an empty one (a
-first start), then with that one again (a second start). Wall time tells what a user waits on this
-machine, the processor's time what is done in it, which other programs disturb less.
-Prints a table of medians, with the smallest and the largest value.
+Runs the users' command in its own process: without the cache, then with an empty one (a first
+start), then with the same one again (a second start). Wall time is how long a user waits on this
+machine. CPU time is how much work is done, which other programs disturb less. Prints a table of
+medians, with the minimum and the maximum.
 """
 
 import os
@@ -23,7 +23,7 @@ from absl import app, flags
 
 
 def start(config: str, cache: pathlib.Path, environment: dict[str, str]) -> list[float]:
-  """Wall seconds and processor's seconds until the first line of metrics; those of the compiler."""
+  """Wall and CPU seconds until the first line of metrics, and wall seconds of the compilation."""
   with tempfile.TemporaryDirectory() as workdir:
     command = [sys.executable, "-m", "convmixer_jax.main", f"--config={config}"]
     settings = [f"--workdir={workdir}/run", "--config.run.log_every_steps=1"]
@@ -51,7 +51,7 @@ def start(config: str, cache: pathlib.Path, environment: dict[str, str]) -> list
 
 
 def main(argv: list[str]) -> None:
-  """Measures all three in turn."""
+  """Measures the three kinds of start in alternation."""
   del argv
   options = flags.FLAGS
   found: dict[str, list[list[float]]] = {"without": [], "first start": [], "second start": []}
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
       found["without"].append(start(options.config, cache, off))
       found["first start"].append(start(options.config, cache, {}))
       found["second start"].append(start(options.config, cache, {}))
-  print("| cache | seconds to the first step | of the processor | in the compiler's call |")
+  print("| cache | seconds to the first step | CPU seconds | compilation, seconds |")
   print("|---|---|---|---|")
   for name, rows in found.items():
     cells = [
@@ -73,6 +73,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("config", "configs/cifar10_cpu.py", "Of the run.")
-  flags.DEFINE_integer("rounds", 5, "Of all three.")
+  flags.DEFINE_string("config", "configs/cifar10_cpu.py", "Config of the run.")
+  flags.DEFINE_integer("rounds", 5, "How often each kind of start is timed.")
   app.run(main)

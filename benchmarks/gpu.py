@@ -1,14 +1,14 @@
-"""Depthwise convolution and whole models on one GPU in bfloat16: XLA's, our kernels', PyTorch's.
+"""Depthwise convolution and whole models on one GPU in bfloat16: XLA, our kernels, PyTorch.
 
-Command, where jax, flax, optax and torch are installed, from the repository's root:
+With jax, flax, optax and torch installed, run from the repository's root:
   python -m benchmarks.gpu [--seconds=540] [--out=gpu.json] [--smoke]
 
-Prints one JSON object and writes it to --out, anew after each part. Every part is a process of its
-own, so that one which fails, hangs or breaks the GPU's context leaves the others be; its rows up to
-then are kept, and the failure is a row too. Times are medians over rounds of calls that are queued
-without waiting in between, on random data larger than the second-level cache. "error" is the norm
-of the difference to XLA over XLA's norm, on the first two maps of the batch. --smoke runs
-everything once on CPU with tiny shapes: its times mean nothing.
+Prints one JSON object, and rewrites it to --out after each part. Every part runs in its own
+process, so a part that fails, hangs or breaks the GPU's context does not affect the others. Its
+rows so far are kept, and the failure becomes a row as well. Times are medians over rounds of calls
+that are queued without waiting in between, on random data larger than the L2 cache. "error" is the
+norm of the difference from XLA's result over the norm of that result, on the first two feature maps
+of the batch. --smoke runs everything once on CPU with tiny shapes; its times are meaningless.
 """
 
 import argparse
@@ -40,7 +40,7 @@ class Model(NamedTuple):
 
   @property
   def map_shape(self) -> tuple[int, int, int, int]:
-    """Of the activations, (b, h, w, c)."""
+    """Shape of the feature maps, (b, h, w, c)."""
     side = self.size // self.patch
     return self.batch, side, side, self.dim
 
@@ -53,7 +53,7 @@ MODELS = {
   "256/8 k9 p1": Model(256, 8, 9, 1, "gelu", 256, 32),
 }
 CLASSES = 10
-# Seconds at most, in the order of what matters most.
+# Maximum seconds, the most important part first.
 PARTS = {
   "peak": 40,
   "jax ops 1536/20": 80,
@@ -81,12 +81,12 @@ PARTS = {
 
 
 class Recorder:
-  """Appends rows to a file as they come.
+  """Appends rows to a file as they are measured.
 
   Args:
-    path: of the file.
-    part: goes into every row.
-    seconds: after these nothing new begins.
+    path: file to append to.
+    part: name of the part, written into every row.
+    seconds: time after which no new measurement begins.
   """
 
   def __init__(self, path: pathlib.Path, part: str, seconds: float):
@@ -100,7 +100,7 @@ class Recorder:
 
   @contextlib.contextmanager
   def attempt(self, **names: Any):
-    """Gives a dictionary for results; an exception ends the block alone and is a row."""
+    """Yields a dictionary for results; an exception ends only the block and becomes a row."""
     if time.monotonic() > self._deadline:
       self.row(**names, skipped="out of time")
       yield None
@@ -114,7 +114,7 @@ class Recorder:
 
 
 def measure(call: Callable[[], Any], wait: Callable[[Any], Any], smoke: bool) -> float:
-  """Seconds of a call; `wait` blocks until a result is there."""
+  """Seconds of a call; `wait` blocks until a result is ready."""
   wait(call())  # compiles
   if smoke:
     return 0.0
@@ -136,7 +136,7 @@ def measure(call: Callable[[], Any], wait: Callable[[Any], Any], smoke: bool) ->
 
 
 def run_attempts(attempts: list, recorder: Recorder, wait: Callable, smoke: bool, **names) -> None:
-  """A row for each (names, function that makes the call and further values)."""
+  """Writes a row for each (names, function that returns the call and further values)."""
   for more_names, make in attempts:
     with recorder.attempt(**names, **more_names) as values:
       if values is not None:
@@ -150,7 +150,7 @@ def run_attempts(attempts: list, recorder: Recorder, wait: Callable, smoke: bool
 
 
 def peak(recorder: Recorder, smoke: bool) -> None:
-  """The device, and the rate of a large matrix product in both frameworks."""
+  """Records the device, and the speed of a large matrix product in both frameworks."""
   import jax
   import jax.numpy as jnp
   import torch
@@ -179,7 +179,7 @@ def peak(recorder: Recorder, smoke: bool) -> None:
 
 
 def jax_ops(recorder: Recorder, model: Model, smoke: bool) -> None:
-  """The three operations: our kernels, then XLA's."""
+  """The forward pass and both gradients: our kernels, then XLA's."""
   import jax
   import jax.numpy as jnp
   import numpy as np
@@ -194,9 +194,9 @@ def jax_ops(recorder: Recorder, model: Model, smoke: bool) -> None:
   pallas = {"interpret": on_cpu}
 
   reference = {
-    "forward": lambda x, g: xla.forward(x, kernel, "bhwc"),
-    "input gradient": lambda x, g: xla.backward(x, kernel, g, "bhwc")[0],
-    "kernel gradient": lambda x, g: xla.backward(x, kernel, g, "bhwc")[1],
+    "forward": lambda x, g: xla.forward(x, kernel),
+    "input gradient": lambda x, g: xla.backward(x, kernel, g)[0],
+    "kernel gradient": lambda x, g: xla.backward(x, kernel, g)[1],
   }
 
   @functools.cache
@@ -214,11 +214,11 @@ def jax_ops(recorder: Recorder, model: Model, smoke: bool) -> None:
     jitted = jax.jit(function)
     return lambda: jitted(x, g), {"error": error(operation, jitted)}
 
-  # Channel-major maps go to the tensor cores; "transposed" begins and ends with channels last.
+  # The tensor-core kernels take channel-major maps; "transposed" starts and ends channels last.
   x_cbhw, g_cbhw = (a.transpose(3, 0, 1, 2) for a in (x, g))
 
   def channel_major(operation: str, x_cbhw: Any, g_cbhw: Any) -> Any:
-    low = ((model.kernel - 1) // 2,) * 2  # the kernels are odd, so that mirrored padding is equal
+    low = ((model.kernel - 1) // 2,) * 2  # kernels are odd: mirrored padding is the same
     if operation == "kernel gradient":
       return pallas_toeplitz.kernel_gradient(x_cbhw, g_cbhw, kernel.shape[:2], **pallas)
     if operation == "input gradient":
@@ -247,7 +247,7 @@ def jax_ops(recorder: Recorder, model: Model, smoke: bool) -> None:
 
 
 def jax_model(recorder: Recorder, model: Model, smoke: bool) -> None:
-  """Train steps and inference of our model, with our depthwise convolutions and with XLA's."""
+  """Train steps and inference of our model, with our depthwise kernels and with XLA's."""
   import jax
   import jax.numpy as jnp
   import optax
@@ -303,7 +303,7 @@ def jax_model(recorder: Recorder, model: Model, smoke: bool) -> None:
 
 
 def jax_augmentation(recorder: Recorder, model: Model, smoke: bool) -> None:
-  """The augmentation before a train step: flips alone, and the paper's whole policy."""
+  """The augmentation before a train step: only flips, and the paper's whole policy."""
   import jax
   import jax.numpy as jnp
 
@@ -337,14 +337,14 @@ def jax_augmentation(recorder: Recorder, model: Model, smoke: bool) -> None:
 
 
 def torch_device() -> str:
-  """The GPU, if there is one."""
+  """The GPU if there is one, else the CPU."""
   import torch
 
   return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def torch_wait(result: Any) -> None:
-  """Blocks until the GPU has done all."""
+  """Blocks until the GPU has finished."""
   import torch
 
   del result
@@ -353,7 +353,7 @@ def torch_wait(result: Any) -> None:
 
 
 def torch_ops(recorder: Recorder, model: Model, smoke: bool) -> None:
-  """The three operations in both memory formats."""
+  """The forward pass and both gradients in both memory formats."""
   import torch
 
   torch.backends.cudnn.benchmark = True
@@ -391,9 +391,10 @@ def torch_ops(recorder: Recorder, model: Model, smoke: bool) -> None:
 
 
 def torch_model(recorder: Recorder, model: Model, smoke: bool) -> None:
-  """Train steps and inference of the reference in its several ways.
+  """Train steps and inference of the reference, in both memory formats, also with torch.compile.
 
-  With AMP in bfloat16, and for inference also with bfloat16 weights, which AMP casts in each call.
+  All use AMP in bfloat16. Inference is also measured with bfloat16 weights, which AMP would
+  otherwise cast in each call.
   """
   import torch
 
@@ -469,7 +470,7 @@ def run_part(part: str, path: pathlib.Path, seconds: float, smoke: bool) -> None
 
 
 def run_all(options: argparse.Namespace) -> None:
-  """Runs every part in a process of its own, until the time is up."""
+  """Runs every part in its own process, until the time is up."""
   deadline = time.monotonic() + options.seconds
   rows_path = options.out.with_suffix(".jsonl")
   rows_path.write_text("")
@@ -482,7 +483,7 @@ def run_all(options: argparse.Namespace) -> None:
   def result() -> str:
     rows = []
     for line in rows_path.read_text().splitlines():
-      with contextlib.suppress(ValueError):  # an empty line, or one cut off with its process
+      with contextlib.suppress(ValueError):  # an empty line, or a truncated one
         rows.append(json.loads(line))
     return json.dumps({"versions": versions, "smoke": options.smoke, "rows": rows}, indent=1)
 
@@ -508,12 +509,12 @@ def run_all(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-  """Reads the command line."""
+  """Parses the command line and runs all parts, or one."""
   parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-  parser.add_argument("--seconds", type=float, default=540, help="when to end")
-  parser.add_argument("--out", type=pathlib.Path, default="gpu.json", help="the JSON file")
+  parser.add_argument("--seconds", type=float, default=540, help="time limit for all parts")
+  parser.add_argument("--out", type=pathlib.Path, default="gpu.json", help="JSON file to write")
   parser.add_argument("--smoke", action="store_true", help="tiny shapes, for a test on CPU")
-  parser.add_argument("--part", help="run this part alone and append its rows to OUT's .jsonl")
+  parser.add_argument("--part", help="run only this part and append its rows to OUT's .jsonl")
   options = parser.parse_args()
   if options.part:
     run_part(options.part, options.out.with_suffix(".jsonl"), options.seconds, options.smoke)

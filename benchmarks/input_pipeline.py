@@ -1,11 +1,11 @@
-"""The host's part of ImageNet's input, next to a Pillow pipeline of timm's kind.
+"""ImageNet's input on the host, compared with a Pillow pipeline like timm's.
 
-Needs imagenet2012 prepared, or a sample of it. Three comparisons, each side by side:
+Needs imagenet2012, or a sample of it, prepared. Three comparisons:
 
   crop     JPEG files to random crops of 224 pixels, bicubic, on one core
-  policy   all that the ImageNet recipe leaves to the host: for us that is the crop, for
+  policy   everything that the ImageNet recipe does on the host: for us only the crop, for
            Pillow also flip and RandAugment (rand-m9-mstd0.5-inc1), on one core
-  loader   whole batches from records, with two worker processes next to one
+  loader   whole batches from records, with two worker processes and with one
 
   python -m benchmarks.input_pipeline --json=input_pipeline.json
 """
@@ -27,16 +27,16 @@ from convmixer_jax.data.preprocess import Preprocess
 from tests.pillow_augment import timm_rand_augment
 
 _SIZE = 224
-_CROPS = flags.DEFINE_integer("crops", 4, "Crops of each image in a round.")
-_IMAGES = flags.DEFINE_integer("images", 200, "At most so many images.")
-_BATCHES = flags.DEFINE_integer("batches", 100, "Batches that are timed in a round of the loader.")
-_BATCH_SIZE = 40  # no more than the sample has
-_WARM_UP = 15  # batches, for what is made ahead is not to count
+_CROPS = flags.DEFINE_integer("crops", 4, "Crops of each image per round.")
+_IMAGES = flags.DEFINE_integer("images", 200, "Maximum number of images.")
+_BATCHES = flags.DEFINE_integer("batches", 100, "Batches timed per round of the loader.")
+_BATCH_SIZE = 40  # at most the size of the sample
+_WARM_UP = 15  # batches, so that prefetched ones are not timed
 _KERNELS = (PIL.Image.Resampling.BILINEAR, PIL.Image.Resampling.BICUBIC)
 
 
 def pillow_box(width: int, height: int, rng: random.Random) -> tuple[int, int, int, int]:
-  """timm's random crop as Pillow's box: left, top, right, bottom."""
+  """timm's random crop as a Pillow box: left, top, right, bottom."""
   for _ in range(10):
     area = width * height * rng.uniform(0.08, 1)
     ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
@@ -64,7 +64,7 @@ def pillow_policy(file: bytes, rng: random.Random) -> np.ndarray:
 
 
 def likeness(files: list[bytes], preprocess: Preprocess) -> str:
-  """How our crops compare with Pillow's of the same boxes, one for each file."""
+  """Compares our crops with Pillow's for the same boxes, one for each file."""
   errors = []
   for number, file in enumerate(files):
     ours = preprocess(file, 3, np.random.default_rng(number))
@@ -83,7 +83,7 @@ def likeness(files: list[bytes], preprocess: Preprocess) -> str:
 
 
 def one_core(files: list[bytes]) -> list[dict]:
-  """Rows of "crop" and "policy"."""
+  """The rows "crop" and "policy"."""
   crops = files * _CROPS.value
   bicubic = Preprocess(_SIZE, "random_resized", interpolation="bicubic")
   either = Preprocess(_SIZE, "random_resized")
@@ -107,7 +107,7 @@ def one_core(files: list[bytes]) -> list[dict]:
 def row(
   name: str, before: np.ndarray, after: np.ndarray, images: int, pixels: str
 ) -> dict[str, object]:
-  """A row of the table from the seconds [rounds] that `images` took."""
+  """A row of the table from the seconds [rounds] for `images` images."""
   return {
     "comparison": name,
     "before, images/s": images / float(np.median(before)),
@@ -119,7 +119,7 @@ def row(
 
 
 def loader_seconds(batches: Batches, workers: int) -> float:
-  """Of the batches that are timed, once it runs."""
+  """Seconds for the timed batches, after the warm-up."""
   iterator = batches.iterate(0, _WARM_UP + _BATCHES.value + _WARM_UP, workers)
   for _ in range(_WARM_UP):
     next(iterator)
@@ -132,7 +132,7 @@ def loader_seconds(batches: Batches, workers: int) -> float:
 
 
 def loader() -> list[dict]:
-  """The row of "loader"."""
+  """The row "loader"."""
   source = open_source("imagenet2012", "train")
   batches = Batches(source, Preprocess(_SIZE, "random_resized"), _BATCH_SIZE, train=True)
   one, two = np.array(

@@ -1,4 +1,4 @@
-"""The train step of a config, lowered for a mesh from shapes alone: no data, no arrays, no run."""
+"""Lowers a config's train step for a mesh from shapes only, without data or arrays."""
 
 import functools
 
@@ -11,18 +11,18 @@ from convmixer_jax.checkpoint.state import TrainState
 from convmixer_jax.parallel import sharding
 from convmixer_jax.training.build import make_model, make_step
 
-_STEPS_PER_EPOCH = 2001  # of ImageNet at a batch of 640; it is a constant of the program, no more
+_STEPS_PER_EPOCH = 2001  # ImageNet at a batch of 640; only a constant in the program
 
 
 def lower_train_step(
   config: config_dict.ConfigDict, mesh: Mesh, model=None
 ) -> tuple[jax.stages.Lowered, TrainState]:
-  """The step that `Experiment` would run, and the shapes of its state.
+  """The lowered step that `Experiment` would run, and the shapes of its state.
 
   Args:
-    config: of the model, the batch and the optimiser.
-    mesh: where.
-    model: instead of the config's.
+    config: config of the model, the batch and the optimizer.
+    mesh: devices to shard over.
+    model: replaces the config's model.
   """
   model = model or make_model(config, mesh)
   channels = len(config.augment.mean)

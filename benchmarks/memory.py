@@ -1,13 +1,13 @@
-"""Peak memory and compile time of a train step, from the compiler's own account; nothing is run.
+"""Peak memory of a train step, as the compiler reports it, and compile time; runs no step.
 
-Command, from the repository's root:
+Run from the repository's root:
   python -m benchmarks.memory [--config=configs/imagenet_1536_20.py] [--batch_size=64]
     [--rows=plain,ours,scan,remat]
 
-"plain" is the oracle of the tests: Flax's layers, left to autodiff; "scan" and "remat" are ours
-with these settings of `config.parallel`. The figures are those of the backend that compiles, CPU
-or GPU, which is printed with them. The batch is one group of BatchNorm and Mixup. The optimiser's
-state is counted among the arguments; donated arguments are counted once.
+"plain" is the tests' reference model: Flax's layers and autodiff. "scan" and "remat" are our model
+with these settings of `config.parallel`. The figures are for the backend that compiles, CPU or GPU,
+which is printed with them. The batch is one group of BatchNorm and Mixup. The arguments include the
+optimizer's state; donated arguments are counted once.
 """
 
 import pathlib
@@ -51,7 +51,7 @@ def measure(name: str, config: config_dict.ConfigDict) -> None:
 
 
 def main(argv: list[str]) -> None:
-  """All rows."""
+  """Prints all rows."""
   del argv
   arguments = flags.FLAGS
   print(
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("config", "configs/imagenet_1536_20.py", "Of the model and the optimiser.")
+  flags.DEFINE_string("config", "configs/imagenet_1536_20.py", "Of model and optimizer.")
   flags.DEFINE_integer("batch_size", 64, "Images in the step.")
-  flags.DEFINE_list("rows", list(ROWS), f"Some of {', '.join(ROWS)}.")
+  flags.DEFINE_list("rows", list(ROWS), f"Rows to print, of {', '.join(ROWS)}.")
   app.run(main)

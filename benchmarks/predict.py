@@ -1,10 +1,11 @@
-"""Classes of photographs by `convmixer_jax.predict`, next to PyTorch with Pillow and to timm.
+"""Speed of `convmixer_jax.predict` on photographs, compared with PyTorch with Pillow and with timm.
 
 Command:  python -m benchmarks.predict --rounds=3
-Random weights of 768/32, the same in all; the 50 JPEGs of the ImageNet sample, written to a
-directory. PyTorch goes through the files one after the other, as a script of a few lines would:
-Pillow decodes, resizes and crops as in timm's evaluation, and batches go through the network.
-"timm" is the same with timm's own model, where timm is installed.
+
+All use the same random weights of 768/32 and the 50 JPEGs of the ImageNet sample, written to a
+directory. PyTorch processes the files one after the other, as a short script would: Pillow decodes,
+resizes and crops as in timm's evaluation, and batches go through the network. "timm" is the same
+with timm's own model, if timm is installed.
 """
 
 from collections.abc import Callable
@@ -33,7 +34,7 @@ NAME = "convmixer_768_32"
 
 
 def write_photographs(directory: pathlib.Path) -> list[pathlib.Path]:
-  """The encoded files of the ImageNet sample, as they are."""
+  """Writes the encoded files of the ImageNet sample unchanged."""
   files = []
   for split in ("train", "validation"):
     source = open_source("imagenet2012", split)
@@ -46,7 +47,7 @@ def write_photographs(directory: pathlib.Path) -> list[pathlib.Path]:
 def in_torch(
   network: torch.nn.Module, files: list[pathlib.Path], batch_size: int
 ) -> list[list[tuple[int, float]]]:
-  """The five likeliest classes of each file with their probabilities."""
+  """The five most likely classes of each file, with their probabilities."""
   told = trained.imagenet()
   mean, std = (torch.tensor(x).view(3, 1, 1) for x in (told.mean, told.std))
 
@@ -71,10 +72,10 @@ def in_torch(
 
 
 def timm_network(weights: dict[str, np.ndarray]) -> torch.nn.Module | None:
-  """timm's model with these weights; None without timm."""
+  """timm's model with these weights, or None without timm."""
   try:
     import torchvision  # noqa: F401
-  except ImportError:  # timm imports it in places that this model does not need
+  except ImportError:  # timm imports it where this model does not need it
     for name in ("", ".transforms", ".transforms.functional", ".ops", ".ops.misc", ".datasets"):
       module = sys.modules[f"torchvision{name}"] = _Anything(f"torchvision{name}")
       parent, _, child = f"torchvision{name}".rpartition(".")
@@ -91,7 +92,7 @@ def timm_network(weights: dict[str, np.ndarray]) -> torch.nn.Module | None:
 
 
 class _AnyClass(type):
-  """A class with every attribute, each the string of its name."""
+  """The type of classes that have every attribute, each the string of its name."""
 
   def __getattr__(cls, name: str) -> str:
     if name.startswith("__"):
@@ -100,7 +101,7 @@ class _AnyClass(type):
 
 
 class _Anything(types.ModuleType):
-  """A module that has every name; imports from it succeed, and nothing of it works."""
+  """A module with every name: imports from it succeed, but nothing in it works."""
 
   __path__ = ()
 
@@ -111,7 +112,7 @@ class _Anything(types.ModuleType):
 
 
 def main(argv: list[str]) -> None:
-  """Prints images per second, and how far the probabilities are apart."""
+  """Compares the probabilities, and prints images per second."""
   del argv
   options = flags.FLAGS
   settings = names.settings_of(NAME)
@@ -119,7 +120,7 @@ def main(argv: list[str]) -> None:
   network = conv_mixer(**settings).eval()
   variables = to_variables(network)
   model = ConvMixer(**settings)
-  forward, preprocessing = predict.fastest(model), trained.imagenet()
+  forward, preprocessing = model.apply, trained.imagenet()
   batch = options.batch_size
   with tempfile.TemporaryDirectory() as directory:
     files = write_photographs(pathlib.Path(directory))[: options.images]
@@ -132,7 +133,7 @@ def main(argv: list[str]) -> None:
     theirs = timm_network(state_dict.from_variables(model, variables, "timm"))
     if theirs is not None:
       calls["torch timm"] = lambda: in_torch(theirs, files, batch)
-    # The rounds find the compiled program in a cache, as a second command would that has one.
+    # The rounds find the compiled program in a cache, as a second command would.
     jax.config.update("jax_compilation_cache_dir", directory)
     start = time.perf_counter()
     list(predict.predict(forward, variables, preprocessing, files[:1], batch_size=batch))
@@ -159,6 +160,6 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   rounds.define_flags()
-  flags.DEFINE_integer("batch_size", 8, "Images that go through the models together.")
-  flags.DEFINE_integer("images", 50, "How many of the photographs.")
+  flags.DEFINE_integer("batch_size", 8, "Images per batch.")
+  flags.DEFINE_integer("images", 50, "Number of photographs.")
   app.run(main)

@@ -1,13 +1,13 @@
-"""The same steps on one device, on eight, and in two processes of four; and resumed across them.
+"""Losses of the same steps on one device, on eight, in two processes of four, and resumed across.
 
-Command, from the repository's root:
+Run from the repository's root:
   python -m benchmarks.processes [--steps=20]
 
-All are CPU devices, virtual ones. The model is a small ConvMixer on scikit-learn's digits, with
+All devices are virtual CPU devices. The model is a small ConvMixer on scikit-learn's digits, with
 BatchNorm over groups of 8 images. Each run is the command `convmixer_jax.main`. Prints a JSON line
-for each run: its steps, and the greatest relative difference of their losses from those of the run
-on one device (first part) or of the unbroken run on eight (second part).
-Exits with 1 if one is over 1e-5.
+for each run: its steps, and the largest relative difference of its losses from those of the run on
+one device (first part) or of the uninterrupted run on eight (second part). Exits with 1 if a
+difference exceeds 1e-5.
 """
 
 import json
@@ -38,13 +38,13 @@ SETTINGS = (
 def run(
   workdir: pathlib.Path, steps: int, *, processes: int = 1, devices: int, fsdp: int = 1
 ) -> list[float]:
-  """The losses of all steps of a run that is begun, or goes on, until `steps`.
+  """Starts or resumes a run until step `steps`; returns the losses of all its steps.
 
   Args:
-    workdir: of the run.
-    steps: where it ends.
-    processes: how many.
-    devices: of each process.
+    workdir: the run's directory.
+    steps: last step.
+    processes: number of processes.
+    devices: devices of each process.
     fsdp: devices that share one copy of the state.
   """
   with socket.socket() as free:
@@ -71,7 +71,7 @@ def run(
 
 
 def difference(found: list[float], expected: list[float]) -> float:
-  """The greatest relative one."""
+  """The largest relative difference."""
   assert len(found) == len(expected), (len(found), len(expected))
   return float(np.max(np.abs(np.array(found) / np.array(expected) - 1)))
 
@@ -109,5 +109,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  flags.DEFINE_integer("steps", 20, "Of each run.", lower_bound=3)
+  flags.DEFINE_integer("steps", 20, "Steps of each run.", lower_bound=3)
   app.run(main)

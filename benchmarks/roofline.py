@@ -1,13 +1,13 @@
-"""What bounds a training step on one H200: operations and bytes of each model, and their times.
+"""The limits of a training step on one H200: operations and bytes of each model, and their times.
 
-Command, from the repository's root:
+Run from the repository's root:
   python -m benchmarks.roofline
 
-Counted for one image in bfloat16. Operations: forward, and twice that backward. Bytes: each
-convolution reads its input and writes its output with the statistics of BatchNorm summed on
-the way; normalisation reads and writes; backward, the activation and BatchNorm are two passes
-(the sums, then the gradient), and each convolution has one for each gradient. That is 29 maps
-of h x w x dim to a block, nothing kept in a cache between passes. The rates are those that
+Counted for one image in bfloat16. Operations: the forward pass, and twice that for the backward
+pass. Bytes: each convolution reads its input and writes its output, and sums BatchNorm's statistics
+along the way; normalization reads and writes. Backward, the activation and BatchNorm take two
+passes (the sums, then the gradient), and each convolution takes one for each gradient. That is 29
+feature maps of h x w x dim per block, with nothing cached between passes. The rates are those that
 large kernels reach, not the data sheet's.
 """
 

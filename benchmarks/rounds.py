@@ -1,4 +1,4 @@
-"""Timing of several calls in alternation, so that what else the machine does falls on all alike."""
+"""Times several calls in alternation, so that other load on the machine affects all alike."""
 
 from collections.abc import Callable
 import json
@@ -14,13 +14,13 @@ Times = dict[str, np.ndarray]
 
 
 def define_flags() -> None:
-  """The flags that the benchmarks have in common."""
+  """Defines the flags that the benchmarks share."""
   flags.DEFINE_integer("rounds", 9, "How often each call is timed.")
   flags.DEFINE_string("json", None, "File for all figures, with hardware and versions.")
 
 
 def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> Times:
-  """Seconds of each call in each round, [rounds], after one call of each that is not counted."""
+  """Seconds of each call in each round, [rounds], after one untimed call of each."""
   times: dict[str, list[float]] = {name: [] for name in calls}
   for round_number in range(rounds + 1):
     for name, call in calls.items():
@@ -34,7 +34,7 @@ def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> Times:
 def ratio(times: Times, of: str) -> float:
   """How many times faster `of` is than the fastest PyTorch row: median over the rounds.
 
-  The fastest PyTorch row is that of the smallest median.
+  The fastest PyTorch row is the one with the smallest median.
   """
   best = min(
     (name for name in times if name.startswith("torch")), key=lambda n: np.median(times[n])

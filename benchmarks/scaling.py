@@ -1,16 +1,17 @@
-"""What a train step on several devices costs, from the compiler's own account; nothing is run.
+"""The cost of a train step on several devices, as the compiler reports it; runs no step.
 
-Command, from the repository's root:
+Run from the repository's root:
   JAX_NUM_CPU_DEVICES=8 JAX_PLATFORMS=cpu python -m benchmarks.scaling [--out=scaling.json]
     [--config=configs/imagenet_1536_20.py] [--config.parallel.fsdp=8] [--config...]
     [--devices=1,2,4,8] [--batch_per_device=2] [--group_size=2]
 
-The global batch grows with the devices, and a group of BatchNorm and Mixup is one device's share
-of it if --group_size does not say otherwise, as in the recipe with 64 images on each of its GPUs.
-The state is shared by all devices if there are fewer than config.parallel.fsdp. Of each collective
-in the optimised program: how often a step runs it, its payload on one device (the whole array, also
-of those that gather or scatter it), and the bytes that one device sends in a ring. The compiler's
-own counts of operations and bytes leave out custom calls and all but one turn of each loop.
+The global batch grows with the number of devices. A group of BatchNorm and Mixup is one device's
+share of it, as in the recipe with 64 images on each of its GPUs, unless --group_size is set. If
+there are fewer devices than config.parallel.fsdp, the state is sharded over all of them. For each
+collective in the optimized program the tables state how often a step runs it, its payload on one
+device (the whole array, also for a gather or scatter), and the bytes that one device sends in a
+ring. The compiler's own counts of operations and bytes omit custom calls and count one iteration of
+each loop.
 """
 
 from collections import defaultdict
@@ -33,13 +34,13 @@ METRICS, OTHER = "metrics and norms", "other"
 
 
 def part(kind: str, array: Array, parameter_sizes: set[int]) -> str:
-  """Which part of the step a collective is for.
+  """The part of the step that an array of a collective belongs to.
 
   Args:
-    kind: of `collectives.KINDS`.
-    array: that it works on.
-    parameter_sizes: numbers of elements of the model's parameters. What has none of them is
-      a map or an image, that is "other", unless it is a single number.
+    kind: one of `collectives.KINDS`.
+    array: one of the collective's arrays.
+    parameter_sizes: numbers of elements of the model's parameters. An array of any other size is a
+      feature map or an image, thus "other", unless it is a scalar.
   """
   if not array.shape and array.dtype != "pred":
     return METRICS
@@ -55,7 +56,7 @@ def part(kind: str, array: Array, parameter_sizes: set[int]) -> str:
 def at_size(
   config: config_dict.ConfigDict, devices: int, batch_per_device: int, group_size: int | None = None
 ) -> config_dict.ConfigDict:
-  """The config with this many images on each device, by default one group of them."""
+  """The config with this many images per device, by default in one group."""
   config = config.copy_and_resolve_references()
   config.data.batch_size = devices * batch_per_device
   config.data.group_size = group_size or batch_per_device
@@ -64,7 +65,7 @@ def at_size(
 
 
 def measure(config: config_dict.ConfigDict, devices: int) -> dict[str, Any]:
-  """Compiles the step for so many devices; the row of the table, as `print_rows` explains."""
+  """Compiles the step for this many devices; returns what `print_rows` prints."""
   mesh = sharding.make_mesh(jax.devices()[:devices], config.parallel.fsdp)
   start = time.perf_counter()
   lowered, state = lower_train_step(config, mesh)
@@ -83,7 +84,7 @@ def measure(config: config_dict.ConfigDict, devices: int) -> dict[str, Any]:
       row["arrays"] += collective.times
       row["bytes"] += collective.times * array.bytes
       row["sent"] += collective.times * array.bytes * share
-      row["sources"].add(re.sub(r"\d+", "*", array.source))  # the same of all blocks
+      row["sources"].add(re.sub(r"\d+", "*", array.source))  # the same for all blocks
     for name in set(parts):
       key = collective.kind, name, collective.devices, collective.is_bounded
       rows[key]["operations"] += collective.times
@@ -107,12 +108,12 @@ def measure(config: config_dict.ConfigDict, devices: int) -> dict[str, Any]:
 
 
 def print_rows(results: list[dict[str, Any]]) -> None:
-  """Two Markdown tables: of the devices, and of the collectives.
+  """Prints two Markdown tables, one of the devices and one of the collectives.
 
-  "operations" of parts that the compiler has combined into one are counted once for each part;
-  "at least" stands before those in loops whose length nobody knows before the step.
+  An operation into which the compiler has combined several parts counts once for each part.
+  "at least" marks operations in loops whose trip count is not known at compile time.
   """
-  print("\n| devices, images | GFLOP an image | GB accessed | arguments, GB | temporaries, GB "
+  print("\n| devices, images | GFLOP per image | GB accessed | arguments, GB | temporaries, GB "
         "| collectives | compiled in, s |\n" + "|---" * 7 + "|")  # fmt: skip
   for r in results:
     per_image = r["flops"] * r["devices"] / r["batch"]
@@ -157,9 +158,9 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  config_flags.DEFINE_config_file("config", "configs/imagenet_1536_20.py", "What to compile.")
+  config_flags.DEFINE_config_file("config", "configs/imagenet_1536_20.py", "Config to compile.")
   flags.DEFINE_list("devices", ["1", "2", "4", "8"], "Numbers of devices.")
-  flags.DEFINE_integer("batch_per_device", 2, "Images of one device: an even number.", 1)
-  flags.DEFINE_integer("group_size", None, "Images of a group; default those of one device.", 1)
-  flags.DEFINE_string("out", "", "File for the JSON.")
+  flags.DEFINE_integer("batch_per_device", 2, "Images per device, an even number.", 1)
+  flags.DEFINE_integer("group_size", None, "Images per group; default those of one device.", 1)
+  flags.DEFINE_string("out", "", "JSON file to write.")
   app.run(main)

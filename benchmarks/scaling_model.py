@@ -1,10 +1,10 @@
-"""A model of the time of 1536/20's train step on many devices: docs/scaling.md explains it.
+"""A model of the time of 1536/20's train step on many devices, explained in docs/scaling.md.
 
-Command, from the repository's root:
+Run from the repository's root:
   python -m benchmarks.scaling_model
 
-Nothing is measured here. Operations and bytes of an image are those of `benchmarks.roofline`, the
-payloads those of `benchmarks.scaling`, the devices' figures their makers'.
+Nothing is measured here. Operations and bytes per image come from `benchmarks.roofline`, payloads
+from `benchmarks.scaling`, and the devices' figures from their vendors.
 """
 
 import dataclasses
@@ -20,13 +20,13 @@ STATISTICS = 4 * 2 * 41 * 1536
 UPDATE_PASSES = (
   8  # over the parameters' bytes: reads p, m, v and the gradient twice, writes p, m, v
 )
-IMAGES_PER_CORE = 936  # a second, all host work: docs/performance.md
+IMAGES_PER_CORE = 936  # per second, all host work: docs/performance.md
 TRAIN_IMAGES, EPOCHS = 1_281_167, 150
-LARGEST_PART = 160  # images that a device takes at a time; more are accumulated in parts
-MAP = 2 * 32 * 32 * 1536  # bytes of one image's bfloat16 map
-# Of the peaks, what large kernels reach: matrix units, vector units, memory.
+LARGEST_PART = 160  # images that a device processes at a time; more are accumulated in parts
+MAP = 2 * 32 * 32 * 1536  # bytes of one image's bfloat16 feature map
+# Share of the peaks that large kernels reach: matrix units, vector units, memory.
 ATTAINED = (0.80, 0.75, 0.90)
-LINE_RATE = 0.80  # of a link's peak, what a large all-reduce reaches
+LINE_RATE = 0.80  # share of a link's peak that a large all-reduce reaches
 # PyTorch's images/s of 1536/20 in mixed precision, published: the authors' run, 150 epochs in
 # about 9 days on ten RTX 8000; and timm's benchmark on an RTX 3090, batch 48.
 AUTHORS_RUN = EPOCHS * TRAIN_IMAGES / (9 * 86400) / 10
@@ -36,7 +36,7 @@ GOAL = 0.6
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """Peaks: bfloat16 and float32 operations/s, and bytes/s of the memory."""
+  """Peaks: bfloat16 and float32 operations/s, and memory bytes/s."""
 
   matrix: float
   vector: float
@@ -49,7 +49,7 @@ class Chip:
     return [need / (peak * share) for need, peak, share in zip(needs, peaks, ATTAINED, strict=True)]
 
   def seconds(self) -> float:
-    """Training on one image if nothing overlaps."""
+    """Seconds for training on one image if nothing overlaps."""
     return sum(self.times())
 
 
@@ -58,12 +58,12 @@ class System:
   """Devices and links.
 
   Attributes:
-    chip, devices: what and how many.
-    node: devices that `link` joins; of a TPU slice, all.
-    host: devices that one machine feeds.
-    link: bytes/s that a device sends to its neighbours, all links together.
-    network: bytes/s that each device has for itself between nodes.
-    hop: seconds that a message takes from device to device, within and between nodes.
+    chip, devices: kind and number of devices.
+    node: devices connected by `link`; in a TPU slice, all.
+    host: devices per host machine.
+    link: bytes/s that a device sends to its neighbors, over all links together.
+    network: bytes/s between nodes for each device.
+    hop: latency in seconds from device to device, within and between nodes.
   """
 
   chip: Chip
@@ -75,7 +75,7 @@ class System:
   hop: tuple[float, float]
 
   def all_reduce(self, size: float) -> float:
-    """Seconds: scattered sums in each node, between the nodes, and gathered again."""
+    """Seconds of reduce-scatter in each node, all-reduce between nodes, and all-gather."""
     nodes = self.devices // self.node
     inner = 2 * (self.node - 1) / self.node * size / (self.link * LINE_RATE)
     inner += 2 * (self.node - 1) * self.hop[0]
@@ -98,18 +98,18 @@ SYSTEMS = {
 
 
 def fractions() -> tuple[float, ...]:
-  """Of `Chip.seconds`: what both published figures come to, and what seems within reach."""
+  """Shares of the speed that `Chip.seconds` allows: two published figures, and the goal."""
   return AUTHORS_RUN * RTX_8000.seconds(), TIMM_BENCHMARK * RTX_3090.seconds(), GOAL
 
 
 def predict(system: System, batch: int, fraction: float) -> dict[str, float]:
-  """One step: milliseconds, images/s, and the efficiency against devices that are alone."""
+  """One step: milliseconds, images/s, and the efficiency relative to devices that run alone."""
   images = batch / system.devices
   parts = math.ceil(images / LARGEST_PART)
   compute = images * system.chip.seconds() / fraction
   reduce = parts * system.all_reduce(GRADIENTS + STATISTICS)
   update = UPDATE_PASSES * 4 * PARAMETERS / (system.chip.memory * ATTAINED[2])
-  # At best, all but the last block's gradients go while the backward pass computes others.
+  # At best, all but the last block's gradients are sent during the backward pass.
   hidden = min(19 / 20 * reduce, 2 / 3 * compute)
   step = compute + update + reduce
   return {
@@ -128,10 +128,10 @@ def predict(system: System, batch: int, fraction: float) -> dict[str, float]:
 
 
 def print_steps() -> None:
-  """The steps of all systems at both batches; three figures are for the three `fractions`."""
-  names = ("system, batch", "images a device", "all-reduce, ms", "compute, ms", "images/s",
+  """Prints the steps of all systems at both batches; triples are for the three `fractions`."""
+  names = ("system, batch", "images per device", "all-reduce, ms", "compute, ms", "images/s",
            "efficiency, no overlap, %", "with overlap, %", "150 epochs, days",
-           "cores a host for images")  # fmt: skip
+           "cores per host for images")  # fmt: skip
   print(f"| {' | '.join(names)} |\n" + "|---" * len(names) + "|")
   for name, system in SYSTEMS.items():
     for batch in (640, 10_240):
@@ -153,28 +153,28 @@ def print_steps() -> None:
 
 
 def print_memory() -> None:
-  """Bytes of one device: what is kept for the gradient, and the state."""
+  """Prints the memory of one device: the state, and what is kept for the gradient."""
   state, copy = 3 * 4 * PARAMETERS, 2 * 4 * PARAMETERS
-  print(f"\nstate {state / 1e9:.2f} GB, cut over 8 devices {state / 8e9:.2f}; parameters and "
+  print(f"\nstate {state / 1e9:.2f} GB, sharded over 8 devices {state / 8e9:.2f}; parameters and "
         f"gradients in the step {copy / 1e9:.2f} GB\n")  # fmt: skip
-  print("| images at a time | maps kept, GB | with remat, GB |\n|---|---|---|")
+  print("| images at a time | feature maps kept, GB | with remat, GB |\n|---|---|---|")
   for images in (5, 10, 64, 80, 160):
-    kept = images * MAP * 4 * 20  # of each block: both convolutions' inputs and outputs
+    kept = images * MAP * 4 * 20  # per block: both convolutions' inputs and outputs
     again = images * MAP * (20 + 2 * 4)  # each block's input, and one block with its gradients
     print(f"| {images} | {kept / 1e9:.1f} | {again / 1e9:.1f} |")
 
 
 def main(argv: list[str]) -> None:
-  """All tables."""
+  """Prints all tables."""
   del argv
   for name, chip in {"H200": H200, "v5p": V5P, "RTX 8000": RTX_8000, "RTX 3090": RTX_3090}.items():
     matrix, vector, memory = (1e6 * seconds for seconds in chip.times())
     print(
       f"{name}: matrix units {matrix:.0f} us, vector units {vector:.0f} us, memory {memory:.0f} us "
-      f"an image; {1 / chip.seconds():.0f} images/s if nothing overlaps"
+      f"per image; {1 / chip.seconds():.0f} images/s if nothing overlaps"
     )
   print(
-    f"the authors' {AUTHORS_RUN:.1f} images/s on each RTX 8000 are {fractions()[0]:.0%} of that, "
+    f"the authors' {AUTHORS_RUN:.1f} images/s per RTX 8000 are {fractions()[0]:.0%} of that, "
     f"timm's {TIMM_BENCHMARK} on an RTX 3090 {fractions()[1]:.0%}\n"
   )
   print_steps()

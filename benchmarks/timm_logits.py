@@ -1,10 +1,10 @@
-"""Logits of a full-size model next to timm's own, for the same random weights.
+"""Logits of a full-size model compared with timm's, for the same random weights.
 
 Command:  pip install -e '.[torch]' && pip install --no-deps timm safetensors huggingface_hub
           python -m benchmarks.timm_logits [convmixer_768_32 ...]
 
-timm imports torchvision for its image pipeline alone; where it cannot be installed, an empty
-stand-in takes its place here.
+timm imports torchvision only for its image pipeline. Where torchvision is not installed, an empty
+stand-in replaces it here.
 """
 
 import importlib.machinery
@@ -23,7 +23,7 @@ from convmixer_jax import pretrained
 
 
 class _StandIn:
-  """Finds every module of torchvision, as one whose names are all there and do nothing."""
+  """Imports every module of torchvision as a mock with all names."""
 
   def find_spec(self, name, path=None, target=None):
     """Finds modules below torchvision."""
@@ -32,20 +32,20 @@ class _StandIn:
     return None
 
   def create_module(self, spec):
-    """A mock for a module."""
+    """A mock module."""
     return mock.MagicMock(name=spec.name)
 
   def exec_module(self, module):
-    """Nothing is to be run."""
+    """Does nothing: a mock has no code."""
 
 
 def compare(name: str, batch_size: int = 2) -> dict[str, float | str]:
-  """The largest differences in both directions: timm's weights read here, ours read by timm."""
+  """The largest differences in both directions: timm's weights read by us, ours read by timm."""
   import timm
 
   torch.manual_seed(0)
   theirs = timm.create_model(name).eval()
-  with torch.no_grad():  # statistics that are not their initial values, as after some training
+  with torch.no_grad():  # statistics other than the initial ones, as after training
     for module in theirs.modules():
       if isinstance(module, torch.nn.BatchNorm2d):
         module.running_mean.normal_(0.1, 0.1)
@@ -60,7 +60,7 @@ def compare(name: str, batch_size: int = 2) -> dict[str, float | str]:
     file = pathlib.Path(directory) / f"{name}.pth"
     torch.save(theirs.state_dict(), file)
     model, variables = pretrained.load_torch(file)
-    logits_bk = jax.jit(model.clone(layout="cbhw").apply)(variables, image_bhwc)
+    logits_bk = jax.jit(model.apply)(variables, image_bhwc)
     pretrained.save_torch(file.with_suffix(".safetensors"), model, variables)
     from safetensors.torch import load_file
 
@@ -79,7 +79,7 @@ def compare(name: str, batch_size: int = 2) -> dict[str, float | str]:
 
 
 def main() -> None:
-  """One line of JSON for each model."""
+  """Prints one line of JSON for each model."""
   if importlib.util.find_spec("torchvision") is None:
     sys.meta_path.append(_StandIn())
   for name in sys.argv[1:] or ["convmixer_768_32"]:

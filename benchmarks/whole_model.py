@@ -1,11 +1,11 @@
 """Train steps and inference of whole models in float32 on CPU: ours and PyTorch's.
 
-Commands, after `pip install -e '.[torch]'`, from the repository's root:
+After `pip install -e '.[torch]'`, run from the repository's root:
   python -m benchmarks.whole_model --mode=train [--rounds=9] [--compile] [--plain]
     [--json=FILE]
   python -m benchmarks.whole_model --mode=inference
 
-A train step is that of `convmixer_jax.step` without augmentation, on both sides with AdamW.
+A train step is that of `convmixer_jax.training.step` without augmentation; both sides use AdamW.
 "ratio" is the time of PyTorch's fastest row over the row's, the median over rounds. --compile
 adds torch.compile, which needs a C++ compiler; --plain adds our model with XLA's own
 convolution, which takes minutes.
@@ -41,7 +41,7 @@ AUGMENTATION = Augmentation((0.5,) * 3, (0.25,) * 3, CLASSES, flip=False)
 
 
 def jax_call(name: str, image: np.ndarray, label: np.ndarray, **attributes) -> Callable:
-  """A step of our model."""
+  """A train step or inference of our model."""
   dim, depth, kernel, patch, activation, _, size = MODELS[name]
   mesh = sharding.make_mesh()
   model = ConvMixer(dim, depth, kernel, patch, CLASSES, activation, mesh=mesh, **attributes)
@@ -79,7 +79,7 @@ def torch_call(
   memory_format: torch.memory_format = torch.contiguous_format,
   is_compiled: bool = False,
 ) -> Callable:
-  """A step of the reference."""
+  """A train step or inference of the reference."""
   dim, depth, kernel, patch, activation, *_ = MODELS[name]
   is_training = flags.FLAGS.mode == "train"
   net = conv_mixer(dim, depth, kernel, patch, CLASSES, activation).train(is_training)
@@ -134,7 +134,7 @@ def measure(name: str) -> list[dict]:
 
 
 def main(argv: list[str]) -> None:
-  """Measures and prints."""
+  """Measures all models and prints the table."""
   del argv
   names = flags.FLAGS.models
   rounds.report(
@@ -144,8 +144,8 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   rounds.define_flags()
-  flags.DEFINE_enum("mode", "train", ["train", "inference"], "What a call is.")
-  flags.DEFINE_multi_enum("models", list(MODELS), list(MODELS), "Which models.")
-  flags.DEFINE_bool("compile", False, "Also PyTorch with torch.compile.")
-  flags.DEFINE_bool("plain", False, "Also our model with XLA's own convolution.")
+  flags.DEFINE_enum("mode", "train", ["train", "inference"], "What to measure.")
+  flags.DEFINE_multi_enum("models", list(MODELS), list(MODELS), "Models to measure.")
+  flags.DEFINE_bool("compile", False, "Also measure PyTorch with torch.compile.")
+  flags.DEFINE_bool("plain", False, "Also measure our model with XLA's own convolution.")
   app.run(main)

@@ -1,14 +1,14 @@
-"""Disturbs runs in every way that is promised to be harmless, and counts what was lost.
+"""Injects every fault that a run has to survive, and counts what was lost.
 
-Command, from the repository's root:
+Run from the repository's root:
   python -m benchmarks.faults [--only=NAME] [--seed=0] [--json=FILE]
 
-Each run is a small one of `configs/digits.py`, the command as users type it in a
-process of its own, on one CPU device. After each fault the same command is repeated, and
-its end has to be that of an undisturbed run: every array of the last checkpoint in every
-bit, and every evaluation.
-Prints a table; exits with 1 if anything was lost or a fault was not survived.
-Mounting small file systems takes root; faults that need it are skipped without.
+Each run is a small one of `configs/digits.py`: the users' command in its own process, on one CPU
+device. After each fault the same command is run again. It has to end like an undisturbed run: every
+array of the last checkpoint and every evaluation are bit-for-bit the same.
+
+Prints a table; exits with 1 if anything was lost or a fault was not survived. Mounting small file
+systems needs root; without it, the faults that need one are skipped.
 """
 
 import dataclasses
@@ -41,9 +41,9 @@ FAULTS = {
 
 
 def table(outcomes: list[Outcome]) -> str:
-  """As Markdown."""
+  """The outcomes as a Markdown table."""
   rows = [
-    "| fault | tried | survived | data lost | the user sees, at last | note |",
+    "| fault | tried | survived | data lost | last line the user sees | note |",
     "|---|---|---|---|---|---|",
   ]
   rows += [
@@ -53,7 +53,7 @@ def table(outcomes: list[Outcome]) -> str:
 
 
 def main(argv: list[str]) -> None:
-  """All faults, or those of --only."""
+  """Injects all faults, or those of --only."""
   del argv
   absl_logging.set_verbosity(absl_logging.ERROR)
   only = flags.FLAGS.only
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   os.environ["JAX_PLATFORMS"] = "cpu"
-  flags.DEFINE_multi_enum("only", None, list(FAULTS), "The faults to try; default all.")
-  flags.DEFINE_integer("seed", 0, "Of the moments and places.")
-  flags.DEFINE_string("json", None, "File that gets the counts.")
+  flags.DEFINE_multi_enum("only", None, list(FAULTS), "Faults to inject; default all.")
+  flags.DEFINE_integer("seed", 0, "Random seed of the moments and places.")
+  flags.DEFINE_string("json", None, "JSON file for the counts.")
   app.run(main)

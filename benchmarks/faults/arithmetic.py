@@ -1,6 +1,6 @@
-"""Numbers that are not finite, in a gradient or in what an update makes of a parameter.
+"""Numbers that are not finite, in a gradient or in the update of a parameter.
 
-Run as a script it is the command with such a fault in it:
+As a script, it runs the training command with such a fault:
   python -m benchmarks.faults.arithmetic gradient|update STEP [flags of convmixer_jax.main]
 """
 
@@ -23,11 +23,11 @@ from benchmarks.faults.runs import (
   newest,
 )
 from convmixer_jax import main
-from convmixer_jax.training import loop, step
+from convmixer_jax.training import build, loop, step
 
 
 def not_a_number(bench: Bench) -> Outcome:
-  """At a random step after which there is a save, and at the one before."""
+  """Injects each kind at a random step that is followed by a save, and at the step before."""
   outcome = Outcome("NaN in a gradient or an update")
   for kind in POISONED:
     due = bench.random.randrange(3, STEPS // SAVE_EVERY - 2) * SAVE_EVERY
@@ -41,18 +41,19 @@ def not_a_number(bench: Bench) -> Outcome:
       finite = newest(workdir) > 0 and all(np.isfinite(x).all() for x in final_state(workdir))
       alike = bench.ends_alike(workdir)
       outcome.count(survived=code == 1 and clear and finite and alike, kept=finite and alike)
-  outcome.note = "every checkpoint was finite; without the fault the command goes on from it"
+  outcome.note = "every checkpoint was finite; without the fault the command resumes from it"
   return outcome
 
 
 def experiment(kind: str, moment: int) -> type[loop.Experiment]:
-  """An `Experiment` whose step of this number, from 1, has the fault; all others are compiled as
-  they always are, so that their numbers are the same in every bit.
+  """An `Experiment` with the fault at step `moment`, counted from 1.
+
+  All other steps run the unmodified program, so their numbers are bit-for-bit the same.
   """
 
   class Poisoned(loop.Experiment):
     def __init__(self, *settings):
-      with mock.patch.object(loop, "train_step", POISONED[kind]):
+      with mock.patch.object(build, "train_step", POISONED[kind]):
         super().__init__(*settings)
       spoiled = self.train_step
       super().__init__(*settings)

@@ -1,4 +1,4 @@
-"""A clock that goes backwards: between two starts of a run, and in the middle of one."""
+"""A clock that goes backwards, between two starts of a run and during a run."""
 
 import pathlib
 import signal
@@ -6,8 +6,8 @@ import subprocess
 
 from benchmarks.faults.runs import STEPS, Bench, Outcome, Run, newest, same_end
 
-# What is loaded before the C library: its wall clock is off by $CLOCK_OFFSET seconds, and
-# jumps by $CLOCK_JUMP more when $CLOCK_AFTER seconds have passed. Other clocks stay right.
+# Preloaded before the C library: shifts the wall clock by $CLOCK_OFFSET seconds, and by $CLOCK_JUMP
+# more after $CLOCK_AFTER seconds. Other clocks stay correct.
 SOURCE = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -56,7 +56,7 @@ DAY = 86400
 
 
 def backwards(bench: Bench) -> Outcome:
-  """The second start is ten days before the first; and a clock jumps back while steps are taken."""
+  """The second start is ten days before the first; then a clock jumps back during training."""
   outcome = Outcome("clock going backwards")
   library = _compiled(bench.root)
   workdir = bench.new("clock")

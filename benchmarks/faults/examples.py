@@ -1,4 +1,4 @@
-"""Images and records that are corrupt on the disk."""
+"""Images and records that are corrupt on disk."""
 
 import pathlib
 import re
@@ -13,7 +13,7 @@ TRIALS, LIMIT, IMAGES = 1, 3, 40  # images of each of two classes
 
 
 def corrupt_examples(bench: Bench) -> Outcome:
-  """As many as are allowed: each is named, and both runs end alike; one more: the run stops."""
+  """With as many as allowed, each is named and both runs end alike; one more stops the run."""
   outcome = Outcome("corrupt JPEGs and records")
   photos = bench.root / "photos"
   _draw(photos)
@@ -57,7 +57,7 @@ def corrupt_examples(bench: Bench) -> Outcome:
       _spoil(bench, root, dataset, "train", victims[-1])
       run = Run(bench.new("stopping"), flags)
       code = run.wait()
-      # With data workers Python's `resource_tracker` may have the last word.
+      # With data workers, Python's `resource_tracker` may print the last line.
       told = run.line_with("error: ")
       outcome.seen = re.sub(r"(max_corrupt is \d+: ).*(?= Repair)", r"\1...", told)
       count = f"error: {LIMIT + 1} examples are corrupt, config.run.max_corrupt is {LIMIT}"
@@ -68,7 +68,7 @@ def corrupt_examples(bench: Bench) -> Outcome:
 
 
 def _draw(root: pathlib.Path) -> None:
-  """The same noise as JPEG each time, brighter in one class than in the other."""
+  """Writes JPEGs of the same noise each time, brighter in one class than in the other."""
   random = np.random.default_rng(0)
   for split in ("train", "test"):
     for label, name in enumerate(("dark", "light")):
@@ -80,7 +80,7 @@ def _draw(root: pathlib.Path) -> None:
 
 
 def _spoil(bench: Bench, root: pathlib.Path, dataset: str, split: str, index: int) -> None:
-  """Cuts or overwrites a part of a JPEG, or changes a byte of a record."""
+  """Truncates or zeroes a JPEG, or changes a byte of a record."""
   if dataset == "folder":
     file = sorted((root / split).rglob("*.jpg"))[index]
     content = file.read_bytes()

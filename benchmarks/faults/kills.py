@@ -1,4 +1,4 @@
-"""Processes that are killed, or asked to stop: the run itself, and its data workers."""
+"""Kills or stops processes: the run itself, and its data workers."""
 
 import os
 import pathlib
@@ -23,7 +23,7 @@ KILLS, TERMS, WORKER_KILLS = 20, 3, 3
 
 
 def sigkill(bench: Bench) -> Outcome:
-  """Runs that are killed again and again: while they start, among the steps, half in a save."""
+  """Kills runs repeatedly: during the start, between steps, and half of them during a save."""
   outcome = Outcome("SIGKILL of the run")
   workdir, alike = bench.new("sigkill"), True
   in_save = 0
@@ -40,25 +40,25 @@ def sigkill(bench: Bench) -> Outcome:
     else:
       time.sleep(bench.random.uniform(0, 8))
     run.signal_all(signal.SIGKILL)
-    if run.wait() != -signal.SIGKILL:  # it was over before: that is none of the kills
+    if run.wait() != -signal.SIGKILL:  # it had already ended: not counted as a kill
       if newest(workdir) != STEPS:
         raise RuntimeError(run.output())
       alike &= same_end(bench.whole, workdir)
       workdir = bench.new("sigkill")
       continue
-    in_save += bool(len(resumed) % 2 and saves_under_way(workdir))  # not one of an earlier kill
+    in_save += bool(len(resumed) % 2 and saves_under_way(workdir))  # not from an earlier kill
     resumed.append(newest(workdir))
     outcome.count(survived=newest(workdir) >= before, kept=newest(workdir) >= before)
   if not (bench.ends_alike(workdir) and alike):
     outcome.survived, outcome.lost = 0, outcome.tried
   outcome.seen = "(nothing: it was killed)"
-  outcome.note = f"{in_save} inside a save; newest checkpoints after them: {resumed}"
+  outcome.note = f"{in_save} inside a save; latest checkpoints after them: {resumed}"
   return outcome
 
 
 def sigterm(bench: Bench) -> Outcome:
-  """Pre-emption, at random moments of the steps; at last with data workers that get it too."""
-  outcome = Outcome("SIGTERM (pre-emption)")
+  """Preempts runs at random steps; the last one with data workers, which get the signal too."""
+  outcome = Outcome("SIGTERM (preemption)")
   steps = []
   for trial in range(TERMS):
     workdir = bench.new("sigterm")
@@ -81,7 +81,7 @@ def sigterm(bench: Bench) -> Outcome:
 
 
 def worker(bench: Bench) -> Outcome:
-  """A process that makes batches is killed; the run goes on with new ones."""
+  """Kills a process that prepares batches; the run continues with new ones."""
   outcome = Outcome("SIGKILL of a data worker")
   flags = [*SMALL, "--config.run.workers=2", "--config.data.cache=none"]
   whole = finished(bench.new("whole_workers"), flags)
@@ -103,7 +103,7 @@ def worker(bench: Bench) -> Outcome:
 
 
 def _workers(parent: int) -> list[int]:
-  """The processes that a run has started to make batches."""
+  """The processes that a run has started to prepare batches."""
   found = []
   for status in pathlib.Path("/proc").glob("[0-9]*/stat"):
     try:
@@ -117,8 +117,8 @@ def _workers(parent: int) -> list[int]:
 
 
 def _wait_for_save(run: Run, count: int) -> None:
-  """Until the save of this number, counted from now, is under way, or the run ends."""
-  seen = set(saves_under_way(run.workdir))  # of an earlier kill; the start clears them away
+  """Waits until the save of this number, counted from now, is in progress, or the run ends."""
+  seen = set(saves_under_way(run.workdir))  # from an earlier kill; the start removes them
   while run.process.poll() is None and count:
     now = set(saves_under_way(run.workdir))
     count -= bool(now - seen)

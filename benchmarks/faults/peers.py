@@ -1,4 +1,4 @@
-"""Two processes that are one run, of which one is killed."""
+"""Kills one of the two processes of a run."""
 
 import pathlib
 import signal
@@ -8,13 +8,13 @@ import time
 from benchmarks.faults.runs import SAVE_EVERY, SMALL, STEPS, Bench, Outcome, Run, newest, same_end
 
 HEARTBEAT_SECONDS = 10
-# Until the coordinator has noticed and told the others, and these have printed and ended.
+# Time for the coordinator to notice and inform the others, and for these to print and end.
 STATED_SECONDS = 3 * HEARTBEAT_SECONDS
 TRIALS = 1  # for each of the two
 
 
 def one_of_two(bench: Bench) -> Outcome:
-  """Process 0, or process 1, is killed; the other has to end within the stated time."""
+  """Kills process 0 or process 1; the other has to end within the stated time."""
   outcome = Outcome("SIGKILL of one of two processes")
   whole = bench.new("two_whole")
   if [run.wait() for run in _start(whole)] != [0, 0]:
@@ -42,13 +42,13 @@ def one_of_two(bench: Bench) -> Outcome:
     outcome.count(survived=ended and alike, kept=kept and alike)
   outcome.note = (
     f"the other ended {seconds} s later, stated: {STATED_SECONDS} s at most; "
-    f"{own_words} with the run's own words, the rest with JAX's"
+    f"{own_words} with our own message, the rest with JAX's"
   )
   return outcome
 
 
 def _start(workdir: pathlib.Path) -> list[Run]:
-  """Both processes, with a device each."""
+  """Starts both processes, with one device each."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]

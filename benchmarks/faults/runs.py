@@ -1,4 +1,4 @@
-"""Runs of the command in processes of their own, and whether two of them ended alike."""
+"""Runs the command in its own process, and compares how two runs ended."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -28,21 +28,21 @@ SMALL = (
   "--config.run.log_every_steps=4",
   f"--config.run.checkpoint_every_steps={SAVE_EVERY}",
 )
-LIMIT = 600  # seconds that a run may take before it counts as hung
+LIMIT = 600  # seconds after which a run counts as hung
 
 
 @dataclasses.dataclass
 class Outcome:
-  """What became of the runs that had one kind of fault.
+  """The outcome of the runs with one kind of fault.
 
   Attributes:
-    fault: its kind.
-    tried: faults.
-    survived: how many were followed by the end that is promised.
-    lost: how many cost something: a run ended differently in a bit, or a good
-      checkpoint was gone.
-    seen: the last line that the user saw, of one of them.
-    note: what else was counted.
+    fault: kind of fault.
+    tried: number of faults.
+    survived: faults after which the run ended as promised.
+    lost: faults that lost data: a run ended differently in any bit, or a good checkpoint was
+      missing.
+    seen: the last line that the user saw, from one of the runs.
+    note: other counts.
   """
 
   fault: str
@@ -60,7 +60,7 @@ class Outcome:
 
 
 class Run:
-  """A process that runs the command, its output in a file beside the workdir."""
+  """A process that runs the command, with its output in a file next to the workdir."""
 
   def __init__(
     self,
@@ -85,7 +85,7 @@ class Run:
       )
 
   def wait(self) -> int:
-    """The exit code; a run that hangs is killed and has None of these: 999."""
+    """The exit code; a run that hangs is killed and gives 999."""
     try:
       return self.process.wait(LIMIT)
     except subprocess.TimeoutExpired:
@@ -94,36 +94,36 @@ class Run:
       return 999
 
   def signal_all(self, signum: int) -> None:
-    """Sends a signal to the process and those that it has started."""
+    """Sends a signal to the process and its children."""
     os.killpg(self.process.pid, signum)
 
   def output(self) -> str:
-    """What this process, not those before it in the same workdir, has printed so far."""
+    """What this process has printed so far, without earlier ones in the same workdir."""
     return self.log.read_bytes()[self._before :].decode()
 
   def last_line(self) -> str:
-    """What the user sees at the end."""
+    """The last line that the user sees."""
     return ([line for line in self.output().splitlines() if line.strip()] or [""])[-1]
 
   def line_with(self, text: str) -> str:
-    """The last line that holds the text, without the date that a log puts first, or ""."""
+    """The last line that contains the text, without the log prefix, or ""."""
     found = [line for line in self.output().splitlines() if text in line]
     return re.sub(r"^[IWEF]\d{4} [^\]]*\] ", "", found[-1]) if found else ""
 
   def wait_for_step(self, step: int) -> None:
-    """Until a checkpoint of this step or a later one is complete, or the run ends."""
+    """Waits until a checkpoint of this step or a later one is complete, or the run ends."""
     while self.process.poll() is None and newest(self.workdir) < step:
       time.sleep(0.005)
 
   def wait_for_line(self, step: int) -> None:
-    """Until a line of this step or a later one is in the metrics, or the run ends."""
+    """Waits until the metrics have a line of this step or a later one, or the run ends."""
     while self.process.poll() is None and last_step(self.workdir) < step:
       time.sleep(0.005)
 
 
 @dataclasses.dataclass
 class Bench:
-  """Where the runs are, what decides at random, and the run that nothing disturbed."""
+  """The directory of the runs, the random generator, and the undisturbed run's workdir."""
 
   root: pathlib.Path
   random: random.Random
@@ -134,12 +134,12 @@ class Bench:
     return self.root / f"{name}_{len(list(self.root.iterdir()))}"
 
   def ends_alike(self, workdir: pathlib.Path, log: pathlib.Path | None = None) -> bool:
-    """Repeats the command, and compares the end in every bit with the undisturbed run's."""
+    """Runs the command again, and compares its end bit for bit with the undisturbed run's."""
     return Run(workdir, log=log).wait() == 0 and same_end(self.whole, workdir)
 
 
 def finished(workdir: pathlib.Path, arguments: Sequence[str] = SMALL, **settings) -> pathlib.Path:
-  """The workdir of a run that has ended well."""
+  """Runs the command to its end and returns the workdir; exits if the run fails."""
   run = Run(workdir, arguments, **settings)
   if run.wait():
     sys.exit(f"the undisturbed run failed: {run.output()}")
@@ -147,42 +147,42 @@ def finished(workdir: pathlib.Path, arguments: Sequence[str] = SMALL, **settings
 
 
 def checkpoints(workdir: pathlib.Path) -> list[pathlib.Path]:
-  """Those that are complete, the newest first."""
+  """The complete checkpoints, the latest first."""
   found = [path for path in workdir.glob("checkpoints/*") if path.name.isdecimal()]
   return sorted(found, key=lambda path: -int(path.name))
 
 
 def newest(workdir: pathlib.Path) -> int:
-  """Step of the newest complete checkpoint, or 0."""
+  """Step of the latest complete checkpoint, or 0."""
   return max((int(path.name) for path in checkpoints(workdir)), default=0)
 
 
 def saves_under_way(workdir: pathlib.Path) -> list[str]:
-  """Names of Orbax's directories of saves that are not complete."""
+  """Names of Orbax's directories of incomplete saves."""
   return [path.name for path in workdir.glob("checkpoints/*.orbax-checkpoint-tmp*")]
 
 
 def lines(workdir: pathlib.Path) -> list[dict]:
-  """What `metrics.jsonl` holds; a line that is just being written is left out."""
+  """The lines of `metrics.jsonl`, without one that is still being written."""
   path = workdir / "metrics.jsonl"
   text = path.read_text() if path.exists() else ""
   return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def last_step(workdir: pathlib.Path) -> int:
-  """Of the last line of the metrics, or 0."""
+  """Step of the last line of the metrics, or 0."""
   return max((line["step"] for line in lines(workdir)), default=0)
 
 
 def final_state(workdir: pathlib.Path) -> list[np.ndarray]:
-  """Everything in the newest checkpoint."""
+  """All arrays in the latest checkpoint."""
   experiment = Experiment(config_lib.read_json(workdir / "config.json"))
   state, _ = resume(workdir, experiment.fresh_state())
   return jax.device_get(jax.tree.leaves(state.replace(key=jax.random.key_data(state.key))))
 
 
 def same_end(a: pathlib.Path, b: pathlib.Path) -> bool:
-  """Whether two runs have the same last state in every bit, and the same evaluations."""
+  """Whether two runs have bit-for-bit the same last state, and the same evaluations."""
   if newest(a) != newest(b) or not newest(a):
     return False
   arrays = zip(final_state(a), final_state(b), strict=True)

@@ -1,4 +1,4 @@
-"""The same command started several times at once on one workdir."""
+"""Starts the same command several times at once on one workdir."""
 
 import pathlib
 import signal
@@ -10,7 +10,7 @@ STARTS, TRIALS = 3, 20
 
 
 def at_once(bench: Bench) -> Outcome:
-  """Half of the workdirs have a run that was killed by SIGKILL just before."""
+  """Half of the workdirs contain a run that was just killed by SIGKILL."""
   outcome = Outcome(f"{STARTS} starts at once on one workdir")
   seconds, resumed = [], []
   for trial in range(TRIALS):
@@ -37,12 +37,12 @@ def at_once(bench: Bench) -> Outcome:
     outcome.count(survived=codes == [0, 1, 1] and clear and alike, kept=alike)
     outcome.seen = told[0][-1] if told and told[0] else outcome.seen
   outcome.note = (
-    f"one trained to the end, the others ended with this one line, after {max(seconds):.0f} s at "
-    f"the latest; newest checkpoints of the runs killed before: {resumed}"
+    f"one trained to the end, the others ended with this one line, after at most "
+    f"{max(seconds):.0f} s; latest checkpoints of the runs killed before: {resumed}"
   )
   return outcome
 
 
 def _metrics(workdir: pathlib.Path) -> list[dict]:
-  """All lines of the metrics, without what depends on the time."""
+  """All lines of the metrics, without timings."""
   return [{k: v for k, v in line.items() if k != "images_per_sec"} for line in lines(workdir)]

@@ -1,4 +1,4 @@
-"""Disks that are full or read-only, and checkpoints that are corrupt."""
+"""Full and read-only disks, and corrupt checkpoints."""
 
 from collections.abc import Iterator
 import contextlib
@@ -24,10 +24,10 @@ DISKS, CORRUPTIONS, READ_ONLY = 3, 3, 2
 
 @contextlib.contextmanager
 def mounted(directory: pathlib.Path, options: str) -> Iterator[pathlib.Path]:
-  """A file system in memory.
+  """A file system in memory, unmounted at the end of the context.
 
   Raises:
-    PermissionError: where mounting is not allowed.
+    PermissionError: if mounting is not allowed.
   """
   directory.mkdir()
   mount(directory, options)
@@ -38,15 +38,15 @@ def mounted(directory: pathlib.Path, options: str) -> Iterator[pathlib.Path]:
 
 
 def mount(directory: pathlib.Path, options: str) -> None:
-  """Mounts a file system in memory, or mounts it with other options."""
+  """Mounts a file system in memory, or remounts it with other options."""
   command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(directory)]
   done = subprocess.run(command, capture_output=True, text=True)
   if done.returncode:
-    raise PermissionError(f"mounting takes root: {done.stderr.strip()}")
+    raise PermissionError(f"mounting needs root: {done.stderr.strip()}")
 
 
 def full_disk(bench: Bench) -> Outcome:
-  """The disk fills up in the middle of the run, within a save or with a line of the metrics."""
+  """Fills the disk during the run, within a save or at a line of the metrics."""
   outcome = Outcome("full disk")
   named = []
   for trial in range(DISKS):
@@ -76,7 +76,7 @@ def full_disk(bench: Bench) -> Outcome:
 
 
 def read_only(bench: Bench) -> Outcome:
-  """The workdir cannot be written to: at the start of a run, and when it is resumed."""
+  """Makes the workdir read-only, at the start of a run and when it is resumed."""
   outcome = Outcome("read-only workdir")
   for trial in range(READ_ONLY):
     with mounted(bench.root / f"fixed_{trial}", "size=100m") as disk:
@@ -101,8 +101,8 @@ def read_only(bench: Bench) -> Outcome:
 
 
 def corrupt_checkpoint(bench: Bench) -> Outcome:
-  """The newest checkpoint of a run that was killed is spoiled in four ways."""
-  outcome = Outcome("corrupt newest checkpoint")
+  """Corrupts the latest checkpoint of a killed run in four ways."""
+  outcome = Outcome("corrupt latest checkpoint")
   start = bench.new("to_be_corrupt")
   run = Run(start)
   run.wait_for_step(STEPS // 2)
@@ -125,12 +125,12 @@ def corrupt_checkpoint(bench: Bench) -> Outcome:
       used = f"at step {older.name} of" in run.output() or not noticed
       alike = same_end(bench.whole, workdir)
       outcome.count(survived=ended_well and used and alike, kept=alike)
-  outcome.note = f"{harmless} of them in files that are not needed to go on"
+  outcome.note = f"{harmless} of them in files that are not needed to resume"
   return outcome
 
 
 def _kilobytes(checkpoint: pathlib.Path) -> int:
-  """What a save needs on the disk, in blocks of 4."""
+  """KiB that a checkpoint takes on disk, in blocks of 4."""
   files = [path for path in checkpoint.rglob("*") if path.is_file()]
   return sum(-(-file.stat().st_size // 4096) * 4 for file in files)
 

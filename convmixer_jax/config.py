@@ -491,7 +491,7 @@ def read_json(path: pathlib.Path) -> config_dict.ConfigDict:
   try:
     fields = json.loads(path.read_text())
     for (old_section, old), (section, name) in _RENAMED.items():
-      if old in fields[old_section]:
+      if old in fields.get(old_section, {}):
         fields.setdefault(section, {})[name] = fields[old_section].pop(old)
     config.update(fields)
   except FileNotFoundError:

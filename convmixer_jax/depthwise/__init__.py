@@ -8,7 +8,6 @@ all derivatives to JAX; the others raise a TypeError that says so.
 Dimension letters: b batch, h height, w width, c channels.
 """
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from convmixer_jax.depthwise import by_platform, native, pallas_gpu, taps, xla
+from convmixer_jax.depthwise import order as orders
 from convmixer_jax.depthwise.gradients import own_gradient
 
 # An implementation is a module with ORDER, the dimension order of its feature maps,
@@ -106,23 +106,14 @@ def _check(x: Array, kernel_hwc: Array, implementation: str | None, order: str) 
     raise ValueError(f"implementation is {implementation!r}; allowed: {allowed}")
 
 
-def _transpose(x: Array, source: str, target: str) -> Array:
-  return x.transpose([source.index(letter) for letter in target])
-
-
 def _conv(x: Array, kernel: Array, order: str, implementation: str | None) -> Array:
-  module = _MODULES[implementation]
-  y = module.forward(_transpose(x, order, module.ORDER), kernel)
-  return _transpose(y, module.ORDER, order)
+  return orders.forward(x, kernel, _MODULES[implementation], order)
 
 
 def _gradients(
   x: Array, kernel: Array, y_grad: Array, order: str, implementation: str | None
 ) -> tuple[Array, Array]:
-  module = _MODULES[implementation]
-  inward = partial(_transpose, source=order, target=module.ORDER)
-  x_grad, kernel_grad = module.backward(inward(x), kernel, inward(y_grad))
-  return _transpose(x_grad, module.ORDER, order), kernel_grad
+  return orders.backward(x, kernel, y_grad, _MODULES[implementation], order)
 
 
 # The convolution is linear in each argument, so higher-order gradients need only the convolution

@@ -16,6 +16,7 @@ from jax.interpreters import batching, mlir
 import jax.numpy as jnp
 
 from convmixer_jax.depthwise import native, taps, xla
+from convmixer_jax.depthwise import order as orders
 
 ORDER = "bhwc"
 
@@ -46,7 +47,8 @@ def _primitive(name: str) -> jax.extend.core.Primitive:
 
   def lower_for_cpu(context: Any, *args: Any) -> Any:
     is_export = context.module_context.lowering_parameters.for_export
-    return _lowering(taps if is_export else _for_cpu(), name)(context, *args)
+    module = native if default_on_cpu() == "native" and not is_export else taps
+    return _lowering(module, name)(context, *args)
 
   mlir.register_lowering(primitive, _lowering(xla, name))
   mlir.register_lowering(primitive, lower_for_cpu, platform="cpu")
@@ -54,16 +56,18 @@ def _primitive(name: str) -> jax.extend.core.Primitive:
 
 
 def _lowering(module: Any, name: str) -> Callable[..., Any]:
-  return mlir.lower_fun(getattr(module, name), multiple_results=name == "backward")
+  function = functools.partial(getattr(orders, name), module=module, order=ORDER)
+  return mlir.lower_fun(function, multiple_results=name == "backward")
 
 
 @functools.cache
-def _for_cpu() -> Any:
+def default_on_cpu() -> str:
+  """What None means on the CPUs of this machine, "native" or "taps"; logs once which, and why."""
   if reason := native.why_not():
     _log.warning("depthwise convolution on CPU: taps, which is slower than native: %s", reason)
-    return taps
+    return "taps"
   _log.info("depthwise convolution on CPU: native (C++, compiled on this machine)")
-  return native
+  return "native"
 
 
 def _fold_into_channels(

@@ -3,9 +3,8 @@
 XLA:CPU runs a grouped convolution 10 to 100 times slower than the same sum written out, which it
 fuses into one parallel, vectorised loop. That loop is fast only for channel-major (c, b, h, w)
 feature maps: the k*k weights of a channel are then scalars in registers, its feature map stays in
-the cache, and vectors run along the width. The rest of a model is faster with channels last, so
-feature maps are transposed here. If XLA fused a transpose with the sum, the sum would run in the
-transposed order, several times slower; the functions that are not inlined prevent that.
+the cache, and vectors run along the width. If XLA fused a transpose with the sum, the sum would run
+in the transposed order, several times slower; the functions that are not inlined prevent that.
 """
 
 from collections.abc import Iterable
@@ -15,22 +14,19 @@ import jax.numpy as jnp
 
 from convmixer_jax.depthwise.no_inline import not_inlined
 
-ORDER = "bhwc"
-
-_TO_CBHW, _TO_BHWC = (3, 0, 1, 2), (1, 2, 3, 0)
+ORDER = "cbhw"
 
 
-def forward(x_bhwc: Array, kernel_hwc: Array) -> Array:
-  """The convolution of `x_bhwc`, in its shape and dtype."""
-  return _correlate(x_bhwc.transpose(_TO_CBHW), kernel_hwc).transpose(_TO_BHWC)
+def forward(x_cbhw: Array, kernel_hwc: Array) -> Array:
+  """The convolution of `x_cbhw`, in its shape and dtype."""
+  return _correlate(x_cbhw, kernel_hwc)
 
 
-def backward(x_bhwc: Array, kernel_hwc: Array, y_grad: Array) -> tuple[Array, Array]:
-  """The gradients with respect to `x_bhwc` and `kernel_hwc`, in their dtypes."""
-  x_cbhw, g_cbhw = x_bhwc.transpose(_TO_CBHW), y_grad.transpose(_TO_CBHW)
-  x_grad = _correlate(g_cbhw, kernel_hwc[::-1, ::-1], mirror=True)
-  kernel_grad = _kernel_grad(x_cbhw, g_cbhw, kernel_size=kernel_hwc.shape[:2])
-  return x_grad.transpose(_TO_BHWC), kernel_grad.astype(kernel_hwc.dtype)
+def backward(x_cbhw: Array, kernel_hwc: Array, y_grad: Array) -> tuple[Array, Array]:
+  """The gradients with respect to `x_cbhw` and `kernel_hwc`, in their dtypes."""
+  x_grad = _correlate(y_grad, kernel_hwc[::-1, ::-1], mirror=True)
+  kernel_grad = _kernel_grad(x_cbhw, y_grad, kernel_size=kernel_hwc.shape[:2])
+  return x_grad, kernel_grad.astype(kernel_hwc.dtype)
 
 
 def _pad(x_cbhw: Array, kernel_size: tuple[int, int], mirror: bool = False) -> Array:

@@ -26,6 +26,7 @@ from convmixer_jax.data.corrupt import CorruptExamples
 from convmixer_jax.data.datasets import open_source
 from convmixer_jax.data.preprocess import Preprocess
 from convmixer_jax.data.shard_batch import ShardBatch, cached
+from convmixer_jax.depthwise import by_platform
 from convmixer_jax.errors import UserError
 from convmixer_jax.model.convmixer import ConvMixer
 from convmixer_jax.optim import optimizer as optim
@@ -180,14 +181,16 @@ def make_model(config: config_dict.ConfigDict, mesh: Mesh) -> ConvMixer:
   Raises:
     UserError: if `config.model.depthwise` is "native" but the devices are not CPUs.
   """
-  platform = mesh.devices.flat[0].platform
-  if config.model.depthwise == "native" and platform != "cpu":
+  platform, depthwise = mesh.devices.flat[0].platform, config.model.depthwise
+  if depthwise is None and platform == "cpu":
+    depthwise = by_platform.default_on_cpu()
+  if depthwise == "native" and platform != "cpu":
     raise UserError(
       f'config.model.depthwise is "native", which is for CPUs, and this machine computes on '
       f"{platform}: leave it unset"
     )
   return ConvMixer(
-    **{**config.model, "dtype": jnp.dtype(config.model.dtype)},
+    **{**config.model, "depthwise": depthwise, "dtype": jnp.dtype(config.model.dtype)},
     group_size=config.data.group_size,
     remat=config.parallel.remat,
     scan=config.parallel.scan,

@@ -31,10 +31,10 @@ conv = partial(depthwise_conv, implementation="native")
 @pytest.fixture
 def no_compiler(monkeypatch):
   monkeypatch.setenv("CXX", "no-such-compiler")
-  for function in (library, native.why_not, by_platform._for_cpu):
+  for function in (library, native.why_not, by_platform.default_on_cpu):
     function.cache_clear()
   yield
-  for function in (library, native.why_not, by_platform._for_cpu):
+  for function in (library, native.why_not, by_platform.default_on_cpu):
     function.cache_clear()
 
 
@@ -49,7 +49,7 @@ def is_native(function, *args):
 
 @needs_compiler
 def test_none_is_native_where_there_is_a_compiler(caplog):
-  by_platform._for_cpu.cache_clear()
+  by_platform.default_on_cpu.cache_clear()
   x, kernel, _ = random_case((2, 5, 6, 3, 3, 3))
   with caplog.at_level("INFO"):
     assert is_native(lambda x, kernel: depthwise_conv(x, kernel), x, kernel)

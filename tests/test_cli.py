@@ -52,7 +52,7 @@ def test_help_is_the_same_however_the_command_is_started(tmp_path, start):
     )
     assert done.stdout.startswith("`convmixer-train`, or `python -m convmixer_jax.main`: trains")
     assert re.search(
-      r"\n  --config: .*\bdigits\b.*\n  --workdir: The run's", done.stdout, re.DOTALL
+      r"\n  --config: .*\bdigits\b.*\n  --workdir: Directory of", done.stdout, re.DOTALL
     )
     assert "showprefixforinfo" not in done.stdout
 

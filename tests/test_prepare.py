@@ -135,7 +135,7 @@ def test_a_mistake_ends_the_command_with_one_line_and_status_1(tmp_path):
   "arguments, message",
   [
     (("cifar11",), '"cifar11" is not a dataset: use cifar10, .*, folder, or'),
-    (("folder",), "--name=None: folder needs a name"),
+    (("folder",), "--name=None: a folder needs a name"),
     (("folder", "--name=My-Set"), "--name=My-Set: a folder needs a name of lower-case"),
     (("folder", "--name=digits"), "--name=digits is already"),
     (("folder", "--name=cifar10"), "--name=cifar10 is already"),

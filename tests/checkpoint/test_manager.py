@@ -182,7 +182,7 @@ def test_restoring_alone_leaves_a_corrupt_one_in_place(tmp_path, fresh):
   assert_same(variables["params"], at_step(fresh, 1).params)
   with pytest.raises(UserError, match="can be read"):
     read(tmp_path, step=2)
-  with pytest.raises(UserError, match=r"--step=7 is not in .*there are \[1, 2\]"):
+  with pytest.raises(UserError, match=r"--step=7 is not in .*it has the steps \[1, 2\]"):
     read(tmp_path, step=7)
   assert steps(tmp_path) == [1, 2]
 

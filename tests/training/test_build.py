@@ -153,7 +153,7 @@ def test_the_advice_works_for_images_of_one_other_size(config, image_folder):
   as_folder(config, image_folder, cache="device")
   config.data.image_size = 16
   mesh = sharding.make_mesh()
-  with pytest.raises(UserError, match=r"have this size --config.data.image_size=40") as error:
+  with pytest.raises(UserError, match=r"have this size, --config.data.image_size=40") as error:
     start(config, mesh)
   assert len(advice(str(error.value))) == 2
   starts_after(config, mesh)

@@ -28,7 +28,7 @@ def test_the_training_split_is_evaluated_from_the_copy_that_is_trained_on(config
   experiment = Experiment(config)
   evaluator = experiment.evaluators["train_eval"]
   assert evaluator.batches.source is experiment.batches.source
-  assert evaluator._feed is experiment.shard_batch
+  assert evaluator._shard_batch is experiment.shard_batch
   variables = experiment.fresh_state().variables()
   alone = make_evaluator(config, sharding.make_mesh(), "train")
   assert evaluator(variables) == alone(variables)

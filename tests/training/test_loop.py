@@ -208,7 +208,7 @@ def test_a_workdir_that_is_in_use_is_left_alone(config, tmp_path):
   train(config, tmp_path)
   before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
   config.run.max_steps = 8
-  with lock.one_writer(tmp_path), pytest.raises(UserError, match="is in use by"):
+  with lock.one_writer(tmp_path), pytest.raises(UserError, match="is already in use by"):
     train(config, tmp_path)
   assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 

@@ -115,6 +115,7 @@ def test_geometric_ops_fill_with_timms_mean_and_torchvisions_black(monkeypatch):
   assert fills == [[124, 116, 104], [0, 0, 0]]
 
 
+@pytest.mark.slow
 def test_images_do_not_depend_on_the_number_of_devices():
   def augmented(devices):
     mesh = sharding.make_mesh(devices)

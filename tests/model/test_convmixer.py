@@ -379,7 +379,9 @@ def loss_of(model, variables, image, params):
   return evaluate_and_train(model, variables, params, image)[0]
 
 
-@pytest.mark.parametrize("settings", [{}, {"remat": True}], ids=str)
+@pytest.mark.parametrize(
+  "settings", [{}, pytest.param({"remat": True}, marks=pytest.mark.slow)], ids=str
+)
 def test_xla_has_derivatives_of_any_mode_and_order(settings):
   model, variables, image = small_case()
   model, params = model.clone(depthwise="xla", **settings), variables["params"]

@@ -186,7 +186,7 @@ def test_a_finished_run_says_so_and_what_it_says_works(config, tmp_path, capsys)
   ("run", "advice"),
   [
     pytest.param({"epochs": 1}, "--config.run.epochs=2", marks=pytest.mark.slow),
-    ({"max_steps": 4}, "--config.run.max_steps=8"),
+    pytest.param({"max_steps": 4}, "--config.run.max_steps=8", marks=pytest.mark.slow),
     ({"epochs": 1, "max_steps": 22}, "--config.run.epochs=2 --config.run.max_steps=44"),
   ],
 )
@@ -260,7 +260,7 @@ def test_the_cache_of_compiled_programs_changes_no_bit(config, tmp_path):
   ("signum", "at"),
   [
     (signal.SIGTERM, 7),
-    (signal.SIGTERM, 22),
+    pytest.param(signal.SIGTERM, 22, marks=pytest.mark.slow),
     pytest.param(signal.SIGINT, 7, marks=pytest.mark.slow),
     pytest.param(signal.SIGHUP, 7, marks=pytest.mark.slow),
   ],

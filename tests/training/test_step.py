@@ -56,7 +56,7 @@ PARALLEL = {
 
 # "fsdp" covers "data" too: two groups of four devices share one state each.
 @pytest.mark.parametrize(
-  "name", [pytest.param("data", marks=pytest.mark.slow), "fsdp", "fsdp alone, scan and remat"]
+  "name", ["fsdp", *(pytest.param(n, marks=pytest.mark.slow) for n in PARALLEL if n != "fsdp")]
 )
 def test_however_the_state_is_cut_the_steps_are_the_same(config, name):
   config.data.group_size = 8
@@ -82,7 +82,11 @@ EVERYTHING = {
 }
 
 
-@pytest.mark.parametrize("settings", [{}, EVERYTHING], ids=["plain", "everything"])
+@pytest.mark.parametrize(
+  "settings",
+  [{}, pytest.param(EVERYTHING, marks=pytest.mark.slow)],
+  ids=["plain", "everything"],
+)
 def test_groups_of_one_device_need_no_messages_but_the_gradient(config, settings):
   """One all-reduce of gradients, means of running statistics over groups, and sums of metrics."""
   config.data.group_size = 8

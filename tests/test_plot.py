@@ -71,7 +71,7 @@ class Page(html.parser.HTMLParser):
   def __init__(self, text):
     super().__init__()
     self.references, self.cells, self.text = [], [], ""
-    self.shard_batch(text)
+    self.feed(text)
 
   def handle_starttag(self, tag, attrs):
     self.references += [value for name, value in attrs if name in ("src", "href", "srcset")]

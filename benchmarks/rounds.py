@@ -24,6 +24,7 @@ def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> Times:
   times: dict[str, list[float]] = {name: [] for name in calls}
   for round_number in range(rounds + 1):
     for name, call in calls.items():
+      call()  # not timed: what ran before has given memory back, and its threads may still spin
       start = time.perf_counter()
       call()
       if round_number:

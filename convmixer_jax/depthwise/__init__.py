@@ -15,8 +15,7 @@ from jax import Array
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from convmixer_jax.depthwise import by_platform, native, pallas_gpu, taps, xla
-from convmixer_jax.depthwise import order as orders
+from convmixer_jax.depthwise import by_platform, native, orders, pallas_gpu, taps, xla
 from convmixer_jax.depthwise.gradients import own_gradient
 
 # An implementation is a module with ORDER, the dimension order of its feature maps,

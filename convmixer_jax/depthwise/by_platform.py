@@ -15,8 +15,7 @@ import jax.extend
 from jax.interpreters import batching, mlir
 import jax.numpy as jnp
 
-from convmixer_jax.depthwise import native, taps, xla
-from convmixer_jax.depthwise import order as orders
+from convmixer_jax.depthwise import native, orders, taps, xla
 
 ORDER = "bhwc"
 

@@ -277,9 +277,7 @@ def make_train_evaluator(
     batches,
     train=False,
     batch_size=config.data.eval_batch_size,
-    corrupt_examples=copy.copy(
-      batches.corrupt_examples
-    ),  # training and evaluation count separately
+    corrupt_examples=copy.copy(batches.corrupt_examples),  # counted separately from training's
   )
   return _evaluator(config, model, batches, shard_batch, config.data.train_split)
 

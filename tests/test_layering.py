@@ -41,7 +41,7 @@ def depth(name, graph=GRAPH):
 
 def test_beside_folders_and_commands_there_is_little():
   others = {path.stem for path in PACKAGE.glob("*.py")} - COMMANDS
-  assert others == {"__init__", "cli", "config", "errors", "storage", "zoo"}
+  assert others == {"__init__", "cli", "errors", "storage", "zoo"}
 
 
 def test_imports_of_files_and_folders_point_one_way():

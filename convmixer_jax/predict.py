@@ -13,6 +13,7 @@ import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 import dataclasses
+import functools
 import itertools
 import json
 import logging
@@ -119,8 +120,8 @@ def predict(
 ) -> Iterator[Prediction]:
   """Yields the `top` most likely classes of each file, in the order of `files`.
 
-  Threads decode the next images while the model runs. The last batch is padded, so
-  the model is compiled only once.
+  Threads decode the next images while the model runs. The last batch is padded, so the model is
+  compiled only once, also for later calls with the same `forward`.
 
   Args:
     forward: a function such as `model.apply`.
@@ -135,11 +136,6 @@ def predict(
   channels, top = len(mean), min(top, len(names))
   # "random_resized" accepts any size; without an rng it takes the centre crop.
   preprocess = Preprocess(size, "random_resized", eval_fraction=preprocessing.crop_fraction)
-
-  @jax.jit
-  def likeliest(variables: Any, image_bhwc: jax.Array) -> tuple[jax.Array, jax.Array]:
-    logits_bk = forward(variables, augment.normalize(image_bhwc, mean, std))
-    return jax.lax.top_k(jax.nn.softmax(logits_bk), top)
 
   def decoded(file: pathlib.Path) -> np.ndarray | str:
     try:
@@ -165,12 +161,27 @@ def predict(
     image_bhwc = np.zeros((batch_size, size, size, channels), np.uint8)
     for row, image in enumerate(image for _, image in batch if not isinstance(image, str)):
       image_bhwc[row] = image
-    result = likeliest(variables, image_bhwc)
+    result = _likeliest(variables, image_bhwc, forward=forward, mean=mean, std=std, top=top)
     if before is not None:  # fetch it while the next batch runs
       yield from predictions(*before)
     before = batch, result
   if before is not None:
     yield from predictions(*before)
+
+
+@functools.partial(jax.jit, static_argnames=("forward", "mean", "std", "top"))
+def _likeliest(
+  variables: Any,
+  image_bhwc: jax.Array,
+  *,
+  forward: Forward,
+  mean: tuple[float, ...],
+  std: tuple[float, ...],
+  top: int,
+) -> tuple[jax.Array, jax.Array]:
+  """The `top` highest probabilities and their classes, each [b, top]."""
+  logits_bk = forward(variables, augment.normalize(image_bhwc, mean, std))
+  return jax.lax.top_k(jax.nn.softmax(logits_bk), top)
 
 
 def _ahead(function: Any, items: Iterable[Any], count: int) -> Iterator[tuple[Any, Any]]:

@@ -13,16 +13,12 @@ def fingerprints(tree: Any) -> dict[str, int]:
   A change of a single element always changes the hash; other corruption does so in all but one
   case of 2^32. Arrays may be sharded over processes; then all of them must call this.
   """
-  found = jax.device_get(_fingerprints(tree))
+  found = jax.device_get(jax.tree.map(_fingerprint, tree))
   paths, _ = jax.tree.flatten_with_path(found)
   return {jax.tree_util.keystr(path): int(value) for path, value in paths}
 
 
-@jax.jit
-def _fingerprints(tree: Any) -> Any:
-  return jax.tree.map(_fingerprint, tree)
-
-
+@jax.jit  # one small program for each shape: one for the whole tree takes longer to compile
 def _fingerprint(x: jax.Array) -> jax.Array:
   """The sum of hashes of each element and its index; in integers, so the order does not matter."""
   index, stride = jnp.zeros(x.shape, jnp.uint32), 1

@@ -14,7 +14,7 @@ import jax
 from orbax.checkpoint import args as ocp_args
 from orbax.checkpoint import checkpoint_manager as ocp_manager
 from orbax.checkpoint import checkpoint_managers as ocp_policies
-from orbax.checkpoint import checkpoint_utils, options
+from orbax.checkpoint import checkpoint_utils, handlers, options, type_handlers
 
 from convmixer_jax import storage
 from convmixer_jax.checkpoint.fingerprint import fingerprints
@@ -23,6 +23,10 @@ from convmixer_jax.errors import UserError
 from convmixer_jax.parallel import processes
 
 _log = logging.getLogger(__name__)
+
+# Replicas share the writing of arrays from this size on. Orbax's default is to slice even the
+# smallest array, which took most of a save of a small model.
+_SHARED_BYTES = 2**20
 
 
 class Checkpoints:
@@ -41,7 +45,16 @@ class Checkpoints:
       ]
     )
     settings = ocp_manager.CheckpointManagerOptions(best_fn=_accuracy, preservation_policy=policy)
-    self._manager = ocp_manager.CheckpointManager(self._directory, options=settings)
+    arrays = type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_SHARED_BYTES)
+    registry = type_handlers.create_type_handler_registry((jax.Array, arrays))
+    self._manager = ocp_manager.CheckpointManager(
+      self._directory,
+      options=settings,
+      item_handlers={
+        "state": handlers.PyTreeCheckpointHandler(type_handler_registry=registry),
+        "position": handlers.JsonCheckpointHandler(),
+      },
+    )
 
   def __enter__(self) -> "Checkpoints":
     return self

@@ -273,12 +273,14 @@ def test_a_file_that_is_no_config_is_refused(tmp_path, text):
     read_json(tmp_path / "none.json")
 
 
-def test_a_config_from_before_there_was_a_section_step_is_read(config, tmp_path):
+def test_a_config_with_the_names_of_earlier_versions_is_read(config, tmp_path):
   path = tmp_path / "config.json"
   config.step.update(loss="sum", accumulate_steps=4, ema_decay=0.5)
+  config.run.max_corrupt = 3
   write_json(config, path)
   fields = json.loads(path.read_text())
   fields["optimizer"] |= fields.pop("step")
+  fields["run"]["max_damaged"] = fields["run"].pop("max_corrupt")
   path.write_text(json.dumps(fields))
   assert flatten(read_json(path)) == flatten(config)
   check_resumable(config, path)

@@ -1,7 +1,7 @@
 """ConvMixer-64/4 on CIFAR-10: ten epochs, minutes on a laptop's CPU.
 
 Command:   python -m convmixer_jax.main --config=configs/cifar10_cpu.py
-Reaches:   74.9 % on the JPEG copy of CIFAR-10 in 2 min 20 s on 2 CPU cores (README.md).
+Reaches:   74.9 % on the JPEG copy of CIFAR-10 in 2 min 20 s on 2 CPU cores (docs/results.md).
 Source:    our own; `benchmarks/cifar10_torch.py` is the same recipe in PyTorch.
 """
 

@@ -131,8 +131,8 @@ def test_nnx_gives_the_same_logits_and_moves_the_same_statistics(shown):
 
 
 def tweet():
-  """The README's short ConvMixer; not marked as Python there, so that formatters leave it alone."""
-  text = (ROOT / "README.md").read_text()
+  """The page's short ConvMixer; not marked as Python there, so that formatters leave it alone."""
+  text = (ROOT / "docs" / "use.md").read_text()
   return re.search(r"```\n(from flax\.linen import \*\n.*?)\n```", text, re.DOTALL)[1]
 
 

@@ -102,7 +102,8 @@ def test_the_sdist_has_all_that_the_tests_read(built):
   with tarfile.open(sdist) as archive:
     found = {"/".join(name.split("/")[1:]) for name in archive.getnames()}
   source = built / "source"
-  for directory in (".ci", "benchmarks", "configs", "convmixer_jax", "docs", "launch", "tests"):
+  directories = ("benchmarks", "configs", "convmixer_jax", "docs", "examples", "launch", "tests")
+  for directory in (".ci", *directories):
     files = [path for path in (source / directory).rglob("*") if path.is_file()]
     assert {path.relative_to(source).as_posix() for path in files} - found == set(), directory
   assert {"README.md", "pyproject.toml", "setup.py", ".gitignore", ".shellcheckrc"} <= found

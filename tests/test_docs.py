@@ -17,7 +17,9 @@ KEYS = config_lib.flatten(config_lib.base())
 def anchors(page):
   """The fragments of a page's headings, as hosts of Markdown make them."""
   headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
-  return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+  return {
+    re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings
+  }
 
 
 def commands(page):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,13 +48,13 @@ def scale_by_keras_adam(b1: float, b2: float, eps: float) -> optax.GradientTrans
   return optax.GradientTransformation(optax.scale_by_adam(b1, b2).init, update)
 
 
-def kernels_only(params: optax.Params) -> optax.Params:
+def kernels_only(params: Any) -> Any:
   """True for arrays with more than one axis: kernels, but not biases and scales."""
   return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
 # Which parameters weight decay applies to: a mask, or None for all.
-DECAYS: dict[str, Callable[[optax.Params], optax.Params] | None] = {
+DECAYS: dict[str, Callable[[Any], Any] | None] = {
   "all": None,
   "kernels": kernels_only,
 }

@@ -74,6 +74,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     settle()
   if message:
     gc.collect()  # failed tasks of Orbax print when they are freed: do that before the message
+    logging.disable()  # its threads may still log errors: the message is the last line
     print_error(message)
     sys.exit(1)
 

@@ -32,8 +32,10 @@ def each(function: Callable[..., Any], mesh: Mesh | None, *arrays: Any) -> Any:
 
 
 def all_at_once(function: Callable[..., Any]) -> Callable[..., Any]:
+  """For GPUs; see `each`."""
   return jax.vmap(function)
 
 
 def one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
+  """For CPUs and TPUs; see `each`."""
   return lambda *arrays: jax.lax.map(lambda of_image: function(*of_image), arrays)

@@ -4,7 +4,7 @@ Drawing and applying are separate functions, so that each can be tested on its o
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax import Array
@@ -87,10 +87,10 @@ def apply(
   op_bl = jnp.where(draws.is_applied_bl, draws.op_bl, Op.IDENTITY)
   transform_bl = geometric.transform_of(op_bl, argument_bl)
 
-  def layers(image_hwc: Array, *drawn: Array) -> Array:
+  def layers(image_hwc: Array, *drawn: Any) -> Array:
     return jax.lax.scan(layer, image_hwc, drawn)[0]
 
-  def layer(image_hwc: Array, drawn: tuple[Array, ...]) -> tuple[Array, None]:
+  def layer(image_hwc: Array, drawn: tuple[Any, ...]) -> tuple[Array, None]:
     op, argument, transform, interpolation = drawn
     image_hwc = photometric.apply(image_hwc, op, argument, policy.ops)
     return geometric.apply(

@@ -28,10 +28,11 @@ def color_jitter(
   low, high = max(0.0, 1 - strength), 1 + strength
   factor_b3 = jax.random.uniform(factor_key, shape, minval=low, maxval=high)
 
-  def op(image_hwc: jax.Array, drawn: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
-    return photometric.apply(image_hwc, *drawn, ops=OPS), None
+  def one_op(image_hwc: jax.Array, drawn: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+    op, factor = drawn
+    return photometric.apply(image_hwc, op, factor, OPS), None
 
   def all_ops(image_hwc: jax.Array, *drawn: jax.Array) -> jax.Array:
-    return jax.lax.scan(op, image_hwc, drawn)[0]
+    return jax.lax.scan(one_op, image_hwc, drawn)[0]
 
   return each(all_ops, mesh, image_bhwc, op_b3, factor_b3)

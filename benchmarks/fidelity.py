@@ -7,10 +7,9 @@ First RandAugment's ops and policies: "max" and "mean" are the maximum and mean 
 between the two in 8-bit levels, over arguments from the whole range. "beyond" is the share of
 levels that differ by more than one. "images/s" is ours, jitted, on the device in the title; "Pillow
 images/s" is Pillow's on one core, from image to image; "ratio" is the median over the rounds of
-their quotient. All photometric ops take one shared pass, and so do all geometric ops. In the
-policies' rows, both use the same random draws for the differences; for the speed, Pillow makes its
-own. A difference of one level after the first layer can become several after the second. The
-photographs are scikit-learn's two.
+their quotient. In the policies' rows, both use the same random draws for the differences; for the
+speed, Pillow makes its own. A difference of one level after the first layer can become several
+after the second. The photographs are scikit-learn's two.
 
 Then 20 training steps of a small ConvMixer from the golden files of
 `tests/golden/make_trajectory.py`: losses of both, and their relative difference.
@@ -28,6 +27,7 @@ import sklearn.datasets
 
 from benchmarks import rounds
 from convmixer_jax.augment import geometric, photometric, policy, rand_augment
+from convmixer_jax.augment.each import each
 from convmixer_jax.augment.op import Interpolation, Op
 from tests import pillow_augment, trajectory
 
@@ -96,16 +96,23 @@ def measure_op(image_bhwc: np.ndarray, op: Op, interpolation: Interpolation | No
     argument_b = np.round(argument_b)
   op_b = jnp.full(len(image_bhwc), op, jnp.int32)
   device_image_bhwc, device_argument_b = jnp.asarray(image_bhwc), jnp.asarray(argument_b)
-  if interpolation is None:
-    jitted, kind_b = jax.jit(photometric.apply), ()
-  else:
-    jitted = jax.jit(
-      lambda *args: geometric.apply(*args, fill=FILL, interpolations=(interpolation,))
+
+  @jax.jit
+  def apply(image_bhwc: jax.Array, argument_b: jax.Array) -> jax.Array:
+    if interpolation is None:
+      return each(
+        lambda *of_image: photometric.apply(*of_image, (op,)), None, image_bhwc, op_b, argument_b
+      )
+    transform = geometric.transform_of(op_b, argument_b)
+    return each(
+      lambda *of_image: geometric.affine(*of_image, interpolation, FILL),
+      None,
+      image_bhwc,
+      transform,
     )
-    kind_b = (jnp.full(len(image_bhwc), interpolation, jnp.int32),)
 
   def ours() -> jax.Array:
-    return jax.block_until_ready(jitted(device_image_bhwc, op_b, device_argument_b, *kind_b))
+    return jax.block_until_ready(apply(device_image_bhwc, device_argument_b))
 
   images = [Image.fromarray(image) for image in image_bhwc]
   resample = pillow_augment.FILTERS[interpolation or Interpolation.NEAREST]

@@ -65,7 +65,7 @@ def test_imports_inside_folders_point_one_way():
 
 def test_what_images_go_through_knows_nothing_of_policies():
   graph = graph_of(PACKAGE / "augment")
-  assert graph["op"] == graph["rounding"] == set()
+  assert graph["op"] == graph["rounding"] == graph["each"] == set()
   assert graph["photometric"] == graph["geometric"] == {"op", "rounding"}
   assert depth("rand_augment", graph) == max(depth(name, graph) for name in graph)
 

@@ -9,7 +9,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Sharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from convmixer_jax.augment import affine, crop, erase, jitter, mix, rand_augment
 from convmixer_jax.augment.policy import Policy
@@ -40,10 +40,11 @@ class Augmentation:
     policy: for `rand_augment.rand_augment`, or None.
     jitter: for `jitter.color_jitter`; 0 to disable.
     label_smoothing: share of each label that is spread over all classes.
-    mixup_alpha, cutmix_alpha, group_size, draws_on: for `mix.mix`; both alphas 0 to disable.
+    mixup_alpha, cutmix_alpha, group_size: for `mix.mix`; both alphas 0 to disable.
     mean, std: per channel, as fractions of 255.
     erase_probability, erase_mode: for `erase.random_erase`; probability 0 to disable.
     num_classes: number of classes of the labels.
+    mesh: devices that batches are sharded over along their first axis; None for one device.
   """
 
   mean: tuple[float, ...]
@@ -61,9 +62,9 @@ class Augmentation:
   mixup_alpha: float = 0.0
   cutmix_alpha: float = 0.0
   group_size: int | None = None
-  draws_on: Sharding | None = None
   erase_probability: float = 0.0
   erase_mode: str = "pixel"
+  mesh: Mesh | None = None
 
   def __call__(
     self, key: jax.Array, image_bhwc: jax.Array, label_b: jax.Array
@@ -91,9 +92,10 @@ class Augmentation:
       image = random_flip(flip_key, image)
     if self.policy:
       levels = [min(255, round(255 * m)) if self.policy.fills_with_mean else 0 for m in self.mean]
-      image = rand_augment.rand_augment(policy_key, image, self.policy, fill=levels)
+      image = rand_augment.rand_augment(policy_key, image, self.policy, levels, self.mesh)
     if self.jitter:
-      image = jitter.color_jitter(jitter_key, image, self.jitter)
+      image = jitter.color_jitter(jitter_key, image, self.jitter, self.mesh)
+    replicated = None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec())
     target_bk = mix.smoothed(label_b, self.num_classes, self.label_smoothing)
     if self.mixup_alpha or self.cutmix_alpha:
       image, target_bk = mix.mix(
@@ -103,7 +105,7 @@ class Augmentation:
         mixup_alpha=self.mixup_alpha,
         cutmix_alpha=self.cutmix_alpha,
         group_size=self.group_size,
-        draws_on=self.draws_on,
+        draws_on=replicated,
       )
     image = normalize(image, self.mean, self.std)
     if self.erase_probability:

@@ -4,13 +4,15 @@ Drawing and applying are separate functions, so that each can be tested on its o
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax import Array
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from convmixer_jax.augment import geometric, photometric
+from convmixer_jax.augment.each import each
 from convmixer_jax.augment.op import Op
 from convmixer_jax.augment.policy import Policy
 
@@ -33,7 +35,9 @@ class Draws(NamedTuple):
   interpolation_bl: Array
 
 
-def rand_augment(key: Array, image_bhwc: Array, policy: Policy, fill: Sequence[int]) -> Array:
+def rand_augment(
+  key: Array, image_bhwc: Array, policy: Policy, fill: Sequence[int], mesh: Mesh | None = None
+) -> Array:
   """Applies random ops, drawn from `policy`, to each image.
 
   The draws for an image depend only on the key and on its index in the batch, not on the other
@@ -44,11 +48,12 @@ def rand_augment(key: Array, image_bhwc: Array, policy: Policy, fill: Sequence[i
     image_bhwc: uint8, with one or three channels.
     policy: see `policy.parse`.
     fill: one level per channel, for points that geometric ops map outside the image.
+    mesh: see `each`.
 
   Returns:
     uint8 of the same shape.
   """
-  return apply(image_bhwc, draw(key, len(image_bhwc), policy), policy, fill)
+  return apply(image_bhwc, draw(key, len(image_bhwc), policy), policy, fill, mesh)
 
 
 def draw(key: Array, batch: int, policy: Policy) -> Draws:
@@ -73,21 +78,23 @@ def draw(key: Array, batch: int, policy: Policy) -> Draws:
   )
 
 
-def apply(image_bhwc: Array, draws: Draws, policy: Policy, fill: Sequence[int]) -> Array:
+def apply(
+  image_bhwc: Array, draws: Draws, policy: Policy, fill: Sequence[int], mesh: Mesh | None = None
+) -> Array:
   """Applies the layers in sequence; arguments are as in `rand_augment`."""
   _, h, w, _ = image_bhwc.shape
   argument_bl = policy.argument(draws.op_bl, draws.magnitude_bl, draws.sign_bl, h, w)
   op_bl = jnp.where(draws.is_applied_bl, draws.op_bl, Op.IDENTITY)
+  transform_bl = geometric.transform_of(op_bl, argument_bl)
 
-  def layer(image_bhwc: Array, drawn: tuple[Array, ...]) -> tuple[Array, None]:
-    op_b, argument_b, interpolation_b = drawn
-    image_bhwc = photometric.apply(image_bhwc, op_b, argument_b)
-    image_bhwc = jax.lax.optimization_barrier(image_bhwc)  # each pixel is read 16 times
-    image_bhwc = geometric.apply(
-      image_bhwc, op_b, argument_b, interpolation_b, fill, policy.interpolations
-    )
-    return image_bhwc, None
+  def layers(image_hwc: Array, *drawn: Any) -> Array:
+    return jax.lax.scan(layer, image_hwc, drawn)[0]
 
-  # A loop prevents fusion across layers, which would recompute a layer for each read of its result.
-  layers = [array_bl.T for array_bl in (op_bl, argument_bl, draws.interpolation_bl)]
-  return jax.lax.scan(layer, image_bhwc, tuple(layers))[0]
+  def layer(image_hwc: Array, drawn: tuple[Any, ...]) -> tuple[Array, None]:
+    op, argument, transform, interpolation = drawn
+    image_hwc = photometric.apply(image_hwc, op, argument, policy.ops)
+    return geometric.apply(
+      image_hwc, op, transform, interpolation, fill, policy.interpolations
+    ), None
+
+  return each(layers, mesh, image_bhwc, op_bl, argument_bl, transform_bl, draws.interpolation_bl)

@@ -128,7 +128,7 @@ def make_augmentation(config: config_dict.ConfigDict, mesh: Mesh) -> Augmentatio
     resized_crop=(c.crop_scale, c.crop_ratio, c.crop_interpolation) if on_device else None,
     num_classes=config.model.num_classes,
     group_size=c.group_size,
-    draws_on=sharding.replicated(mesh),
+    mesh=mesh,
   )
 
 

@@ -107,7 +107,7 @@ def test_geometric_ops_fill_with_timms_mean_and_torchvisions_black(monkeypatch):
   monkeypatch.setattr(
     augment.rand_augment,
     "rand_augment",
-    lambda key, image, policy, fill: fills.append(fill) or image,
+    lambda key, image, policy, fill, mesh: fills.append(fill) or image,
   )
   for text in ("rand-m9-mstd0.5-inc1", "torchvision-n2-m12"):
     augmentation = dataclasses.replace(FULL, policy=policy.parse(text))
@@ -120,7 +120,7 @@ def test_images_do_not_depend_on_the_number_of_devices():
   def augmented(devices):
     mesh = sharding.make_mesh(devices)
     batch = jax.device_put((IMAGE, LABEL), sharding.batch_sharding(mesh))
-    return jax.jit(FULL)(KEY, *batch)
+    return jax.jit(dataclasses.replace(FULL, mesh=mesh))(KEY, *batch)
 
   one, eight = augmented(jax.devices()[:1]), augmented(jax.devices())
   assert len(eight[0].sharding.device_set) == 8

@@ -1,9 +1,12 @@
+import functools
+
 import jax
 import numpy as np
 import PIL.Image
 import pytest
 
 from convmixer_jax.augment import geometric
+from convmixer_jax.augment.each import all_at_once, one_by_one
 from convmixer_jax.augment.op import Interpolation, Op
 from tests import pillow_augment
 
@@ -11,7 +14,14 @@ GEOMETRIC = [op for op in Op if op >= Op.ROTATE]
 FILL = (124, 116, 104)
 LIMITS = {Op.ROTATE: 30, Op.TRANSLATE_X: 43.2, Op.TRANSLATE_Y: 36}  # at m=10; 0.3 for shears
 
-apply = jax.jit(geometric.apply, static_argnums=(4, 5))
+
+@functools.partial(jax.jit, static_argnums=(4, 5, 6))
+def apply(images, op_b, argument_b, interpolation_b, fill, interpolations, way=one_by_one):
+  def function(*of_image):
+    return geometric.apply(*of_image, fill, interpolations)
+
+  transform = geometric.transform_of(op_b, argument_b)
+  return way(function)(images, op_b, transform, interpolation_b)
 
 
 def arguments(op):
@@ -67,7 +77,9 @@ def test_each_image_has_its_own_op_argument_and_interpolation(photos):
   argument_b = random.uniform(-0.3, 0.3, len(images)).astype(np.float32)
   kinds = (Interpolation.BICUBIC, Interpolation.BILINEAR)
   interpolation_b = random.choice(kinds, len(images)).astype(np.int32)
-  together = apply(images, op_b, argument_b, interpolation_b, FILL, kinds)
+  settings = (images, op_b, argument_b, interpolation_b, FILL, kinds)
+  together = apply(*settings)
+  np.testing.assert_array_equal(together, apply(*settings, all_at_once))
   for i, image in enumerate(together):
     alone = ours(images[i : i + 1], op_b[i], argument_b[i : i + 1], interpolation_b[i], FILL)
     np.testing.assert_array_equal(image, alone[0])
@@ -79,16 +91,15 @@ def test_any_affine_transform(photos):
   shift = np.float32([-5.3, 7.9])
   height, width = photos.shape[1:3]
   for centred in (True, False):
-    transform = geometric.Affine(linear[None], shift[None], np.array([centred]))
-    bicubic = np.int32([Interpolation.BICUBIC])
-    result = geometric.affine(photos[:1], transform, bicubic, FILL)
+    transform = geometric.Affine(linear, shift, np.array(centred))
+    result = geometric.affine(photos[0], transform, Interpolation.BICUBIC, FILL)
     centre = np.array([width / 2, height / 2]) * centred
     x, y = centre + shift - linear.astype(float) @ centre
     (a, b), (c, d) = linear.tolist()
     photo = PIL.Image.fromarray(photos[0])
     resample = PIL.Image.Resampling.BICUBIC
     expected = pillow_augment.affine(photo, (a, b, x, c, d, y), resample, FILL)
-    difference = np.abs(np.asarray(result)[0].astype(int) - np.asarray(expected))
+    difference = np.abs(np.asarray(result).astype(int) - np.asarray(expected))
     assert difference.max() <= 1
     assert (difference > 0).mean() <= 1e-3
 
@@ -96,14 +107,13 @@ def test_any_affine_transform(photos):
 @pytest.mark.parametrize(
   "shape,fill,interpolations,message",
   [
-    ((1, 4, 4, 3), (0,), [Interpolation.NEAREST], "fill must be 3 levels"),
-    ((1, 4, 4, 1), (0,), [], "must name at least one"),
-    ((1, 4, 4097, 1), (0,), [Interpolation.NEAREST], "sides up to 4096"),
+    ((4, 4, 3), (0,), [Interpolation.NEAREST], "fill must be 3 levels"),
+    ((4, 4, 1), (0,), [], "must name at least one"),
+    ((4, 4097, 1), (0,), [Interpolation.NEAREST], "sides up to 4096"),
   ],
 )
 def test_what_does_not_fit_is_refused(shape, fill, interpolations, message):
-  zero = np.zeros(1, np.int32)
+  zero = np.int32(0)
+  transform = geometric.transform_of(zero, np.float32(0))
   with pytest.raises(ValueError, match=message):
-    geometric.apply(
-      np.zeros(shape, np.uint8), zero, zero.astype(np.float32), zero, fill, interpolations
-    )
+    geometric.apply(np.zeros(shape, np.uint8), zero, transform, zero, fill, interpolations)

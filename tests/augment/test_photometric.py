@@ -4,6 +4,7 @@ import PIL.Image
 import pytest
 
 from convmixer_jax.augment import photometric
+from convmixer_jax.augment.each import all_at_once, one_by_one
 from convmixer_jax.augment.op import Op
 from tests import pillow_augment
 
@@ -19,7 +20,7 @@ ARGUMENTS = {
 }
 PHOTOMETRIC = [op for op in Op if op <= Op.SHARPNESS]
 
-apply = jax.jit(photometric.apply)
+apply = jax.jit(one_by_one(photometric.apply))
 
 
 def ours(images, op, argument):
@@ -73,15 +74,24 @@ def test_each_image_has_its_own_op_and_argument(photos):
   op_b = random.choice(PHOTOMETRIC, len(images)).astype(np.int32)
   argument_b = random.uniform(0, 3, len(images)).astype(np.float32)
   together = np.asarray(apply(images, op_b, argument_b))
+  at_once = jax.jit(all_at_once(photometric.apply))(images, op_b, argument_b)
+  np.testing.assert_array_equal(together, at_once)
   for i, image in enumerate(together):
     alone = ours(images[i : i + 1], op_b[i], argument_b[i])
     np.testing.assert_array_equal(image, alone[0])
   assert (together != images).any((1, 2, 3)).sum() > 10
 
 
+def test_only_the_named_ops_are_applied(photos):
+  arguments = photos[0], np.int32(Op.INVERT), np.float32(0)
+  inverted = photometric.apply(*arguments, (Op.POSTERIZE, Op.INVERT))
+  np.testing.assert_array_equal(inverted, 255 - photos[0])
+  np.testing.assert_array_equal(photometric.apply(*arguments, (Op.POSTERIZE,)), photos[0])
+
+
 @pytest.mark.parametrize(
-  "shape,dtype", [((1, 4, 4, 2), "u1"), ((4, 4, 3), "u1"), ((1, 4, 4, 3), "f4")]
+  "shape,dtype", [((4, 4, 2), "u1"), ((1, 4, 4, 3), "u1"), ((4, 4, 3), "f4")]
 )
 def test_only_grey_and_rgb_levels(shape, dtype):
-  with pytest.raises(ValueError, match=r"must be uint8 of shape \(batch, height, width, 1 or 3\)"):
-    photometric.apply(np.zeros(shape, dtype), np.zeros(1, np.int32), np.zeros(1, np.float32))
+  with pytest.raises(ValueError, match=r"must be uint8 of shape \(height, width, 1 or 3\)"):
+    photometric.apply(np.zeros(shape, dtype), np.int32(0), np.float32(0))

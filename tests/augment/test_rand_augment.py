@@ -7,6 +7,7 @@ import PIL.Image
 import pytest
 import scipy.stats
 
+from convmixer_jax.augment import each as each_lib
 from convmixer_jax.augment import rand_augment as lib
 from convmixer_jax.augment.op import Interpolation, Op
 from convmixer_jax.augment.policy import parse
@@ -107,10 +108,11 @@ def test_no_op_is_applied_at_probability_0(photos):
 @pytest.mark.parametrize("text", [TIMM, TORCHVISION])
 def test_bits_do_not_depend_on_the_number_of_devices(photos, text):
   policy, images = parse(text), batch_of(photos, 64)
-  augment = jax.jit(lambda key, images: lib.rand_augment(key, images, policy, FILL))
 
   def run(devices):
-    batch = jax.device_put(images, sharding.batch_sharding(sharding.make_mesh(devices)))
+    mesh = sharding.make_mesh(devices)
+    batch = jax.device_put(images, sharding.batch_sharding(mesh))
+    augment = jax.jit(lambda key, images: lib.rand_augment(key, images, policy, FILL, mesh))
     program = augment.lower(KEY, batch).compile().as_text()
     assert "all-" not in program
     assert "collective" not in program
@@ -120,6 +122,22 @@ def test_bits_do_not_depend_on_the_number_of_devices(photos, text):
   assert len(eight.sharding.device_set) == 8
   np.testing.assert_array_equal(one, eight)
   assert (np.asarray(one) != images).any((1, 2, 3)).mean() > 0.6
+
+
+def test_bits_do_not_depend_on_the_platforms_way(photos, monkeypatch):
+  """GPUs take all images at once, CPUs and TPUs one by one."""
+  policy, images = parse(TIMM), batch_of(photos, 48)
+
+  def run():
+    function = jax.jit(lambda images: lib.rand_augment(KEY, images, policy, FILL))
+    return function(images), function.lower(images).compile().as_text().count(" conditional(")
+
+  in_turn, branches = run()
+  assert branches == 2
+  monkeypatch.setattr(each_lib, "one_by_one", each_lib.all_at_once)
+  at_once, branches = run()
+  assert branches == 0
+  np.testing.assert_array_equal(in_turn, at_once)
 
 
 def test_an_image_does_not_depend_on_the_others(photos):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 import numpy as np
 
@@ -95,6 +96,11 @@ def functions(activation: str, x: jax.Array) -> tuple[Callable, Callable]:
   return functions
 
 
+# Names, for policies of `jax.checkpoint`, of what the gradient needs: the pre-activation, and the
+# mean and variance of the activation. Everything else takes one pass over the pre-activation.
+KEPT = ("pre_activation", "statistics")
+
+
 class Groups(NamedTuple):
   """Groups of `size` consecutive images.
 
@@ -142,6 +148,7 @@ def act_norm(
   """
   pre_bias = jnp.zeros_like(bias) if pre_bias is None else pre_bias
   axis = _checked_axis(x, activation, channel_axis, scale=scale, bias=bias, pre_bias=pre_bias)
+  x = checkpoint_name(x, KEPT[0])
   function = _act_norm_with_gradient
   if not own_gradient:  # stores as little, but recomputes more
     function = jax.checkpoint(_act_norm, static_argnums=(4, 5, 6, 7))
@@ -198,7 +205,7 @@ def _act_norm(
   count = _count(x, axis, groups)
   mean = _channel_sum(activated, axis, groups) / count
   var = _channel_sum(activated * activated, axis, groups) / count - mean * mean
-  var = jnp.maximum(var, 0)
+  mean, var = (checkpoint_name(array, KEPT[1]) for array in (mean, jnp.maximum(var, 0)))
   y = _normalized(activated, scale, bias, mean, lax.rsqrt(var + epsilon), axis, groups)
   return y.astype(x.dtype), mean, var
 

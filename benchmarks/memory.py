@@ -5,9 +5,9 @@ Run from the repository's root:
     [--rows=plain,none,scan,activations,blocks]
 
 "plain" is the tests' reference model: Flax's layers and autodiff. The others are our model with
-`config.parallel.scan`, or with this `config.parallel.remat`. The figures are for the backend that compiles, CPU or GPU,
-which is printed with them. The batch is one group of BatchNorm and Mixup. The arguments include the
-optimizer's state; donated arguments are counted once.
+`config.parallel.scan`, or with this `config.parallel.remat`. The figures are for the backend that
+compiles, CPU or GPU, which is printed with them. The batch is one group of BatchNorm and Mixup. The
+arguments include the optimizer's state; donated arguments are counted once.
 """
 
 import pathlib

@@ -28,7 +28,8 @@ def _exact_erf(x: jax.Array) -> jax.Array:
 
 def _short_erf(x: jax.Array) -> jax.Array:
   """tanh(x Q(x^2)), which is erf(x / sqrt(2)) to 3e-6, and cheaper where hardware has tanh."""
-  square, inner = x * x, np.float32(_SHORT_ERF[-1])
+  square = x * x
+  inner = jnp.full_like(x, _SHORT_ERF[-1])
   for coefficient in _SHORT_ERF[-2::-1]:
     inner = inner * square + np.float32(coefficient)
   return jnp.tanh(x * inner)
@@ -90,10 +91,10 @@ ACTIVATIONS: dict[str, tuple[Callable, Callable]] = {
 
 def functions(activation: str, x: jax.Array) -> tuple[Callable, Callable]:
   """The entry of `ACTIVATIONS`, which computes in float32, as exactly as the dtype of `x` needs."""
-  functions = ACTIVATIONS[activation]
+  value, with_slope = ACTIVATIONS[activation]
   if activation == "gelu" and x.dtype == jnp.bfloat16:
-    return tuple(functools.partial(function, erf=_short_erf) for function in functions)
-  return functions
+    return functools.partial(value, erf=_short_erf), functools.partial(with_slope, erf=_short_erf)
+  return value, with_slope
 
 
 # Names, for policies of `jax.checkpoint`, of what the gradient needs: the pre-activation, and the

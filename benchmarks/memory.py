@@ -2,12 +2,12 @@
 
 Run from the repository's root:
   python -m benchmarks.memory [--config=configs/imagenet_1536_20.py] [--batch_size=64]
-    [--rows=plain,ours,scan,remat]
+    [--rows=plain,none,scan,activations,blocks]
 
-"plain" is the tests' reference model: Flax's layers and autodiff. "scan" and "remat" are our model
-with these settings of `config.parallel`. The figures are for the backend that compiles, CPU or GPU,
-which is printed with them. The batch is one group of BatchNorm and Mixup. The arguments include the
-optimizer's state; donated arguments are counted once.
+"plain" is the tests' reference model: Flax's layers and autodiff. The others are our model with
+`config.parallel.scan`, or with this `config.parallel.remat`. The figures are for the backend that
+compiles, CPU or GPU, which is printed with them. The batch is one group of BatchNorm and Mixup. The
+arguments include the optimizer's state; donated arguments are counted once.
 """
 
 import pathlib
@@ -19,17 +19,18 @@ from ml_collections import config_dict
 
 from benchmarks.lowered import lower_train_step
 from convmixer_jax import config as config_lib
+from convmixer_jax.model.scan import REMATS
 from convmixer_jax.parallel import sharding
 from convmixer_jax.training.build import make_model
 from tests.plain_convmixer import PlainConvMixer
 
-ROWS = ("plain", "ours", "scan", "remat")
+ROWS = ("plain", "none", "scan", "activations", "blocks")
 
 
 def measure(name: str, config: config_dict.ConfigDict) -> None:
   """Prints one row of a Markdown table."""
   mesh = sharding.make_mesh(jax.devices()[:1])
-  config.parallel.update(remat=name == "remat", scan=name == "scan")
+  config.parallel.update(remat=name if name in REMATS else "none", scan=name == "scan")
   model = make_model(config, mesh)
   if name == "plain":
     names = ("dim", "depth", "kernel_size", "patch_size", "num_classes", "activation", "dtype")

@@ -157,11 +157,12 @@ def print_memory() -> None:
   state, copy = 3 * 4 * PARAMETERS, 2 * 4 * PARAMETERS
   print(f"\nstate {state / 1e9:.2f} GB, sharded over 8 devices {state / 8e9:.2f}; parameters and "
         f"gradients in the step {copy / 1e9:.2f} GB\n")  # fmt: skip
-  print("| images at a time | feature maps kept, GB | with remat, GB |\n|---|---|---|")
+  print("| images at a time | none, GB | activations, GB | blocks, GB |\n|---|---|---|---|")
   for images in (5, 10, 64, 80, 160):
     kept = images * MAP * 4 * 20  # per block: both convolutions' inputs and outputs
-    again = images * MAP * (20 + 2 * 4)  # each block's input, and one block with its gradients
-    print(f"| {images} | {kept / 1e9:.1f} | {again / 1e9:.1f} |")
+    outputs = images * MAP * (2 * 20 + 2 * 4)  # both convolutions' outputs, and as in `blocks`
+    blocks = images * MAP * (20 + 2 * 4)  # each block's input, and one block with its gradients
+    print(f"| {images} | {kept / 1e9:.1f} | {outputs / 1e9:.1f} | {blocks / 1e9:.1f} |")
 
 
 def main(argv: list[str]) -> None:

@@ -5,6 +5,9 @@
 set -euo pipefail
 source "$(dirname "$0")/venv.sh" "${EXTRAS-cuda}"
 export JAX_PLATFORMS=${JAX_PLATFORMS-cuda} # else JAX would fall back to the CPU without a GPU
+# Each all-reduce of 8 MiB of gradients starts as soon as these are computed (docs/scaling.md).
+export XLA_FLAGS="--xla_gpu_enable_latency_hiding_scheduler=false \
+--xla_gpu_all_reduce_combine_threshold_bytes=8388608 ${XLA_FLAGS-}"
 
 set -m # a separate process group, so that Ctrl-C reaches the run only once, through the trap
 trap 'kill -TERM "$run"' TERM INT

@@ -53,6 +53,7 @@ def config(configs):
     ("augment.mean", (float("-inf"),), r"config.augment.mean is \(-inf,\); only finite"),
     ("augment.std", ("a",), r"config.augment.std is \('a',\); only finite numbers are allowed"),
     ("data.group_size", 48, r"group_size is 48, which does not divide the 64 images"),
+    ("parallel.remat", "True", r"remat is 'True'; allowed: none, activations, blocks"),
     ("step.accumulate_steps", 3, r"accumulate_steps is 3, .* config.data.batch_size=64"),
   ],
 )
@@ -283,6 +284,17 @@ def test_a_config_with_the_names_of_earlier_versions_is_read(config, tmp_path):
   fields["run"]["max_damaged"] = fields["run"].pop("max_corrupt")
   path.write_text(json.dumps(fields))
   assert flatten(read_json(path)) == flatten(config)
+  check_resumable(config, path)
+
+
+@pytest.mark.parametrize(("old", "new"), [(False, "none"), (True, "blocks")])
+def test_a_config_from_before_remat_had_kinds_is_read(config, tmp_path, old, new):
+  path = tmp_path / "config.json"
+  write_json(config, path)
+  fields = json.loads(path.read_text())
+  fields["parallel"]["remat"] = old
+  path.write_text(json.dumps(fields))
+  assert read_json(path).parallel.remat == new
   check_resumable(config, path)
 
 

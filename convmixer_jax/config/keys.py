@@ -15,6 +15,7 @@ from convmixer_jax.data.shard_batch import CACHES
 from convmixer_jax.depthwise import IMPLEMENTATIONS
 from convmixer_jax.model.act_norm import ACTIVATIONS
 from convmixer_jax.model.layers import DTYPES, INITIALIZERS
+from convmixer_jax.model.scan import REMATS
 from convmixer_jax.optim.loss import LOSSES
 from convmixer_jax.optim.optimizer import DECAY_KINDS, DECAYS
 from convmixer_jax.optim.schedules import SCHEDULES
@@ -160,7 +161,7 @@ KEYS: dict[str, Any] = dict(
   parallel=dict(
     fsdp=positive(1),  # devices that share one copy of the parameters and the optimiser state
     scan=False,  # compile one block and scan it over the depth, which compiles faster
-    remat=False,  # scan, and recompute each block's feature maps for its gradient: less memory
+    remat=one_of(REMATS, "none"),  # recompute "activations" or "blocks" (and scan): less memory
   ),
 )
 

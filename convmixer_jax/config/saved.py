@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from typing import Any
 
 from ml_collections import config_dict
 
@@ -16,6 +17,10 @@ FREE_SECTIONS = ("run", "parallel")
 # Old locations of keys in the config.json of earlier runs, and their new ones.
 _RENAMED = {("optimizer", name): ("step", name) for name in KEYS["step"]}
 _RENAMED["run", "max_damaged"] = ("run", "max_corrupt")
+# Old values of keys, and their new ones.
+_OLD_VALUES: dict[tuple[str, str], dict[Any, Any]] = {
+  ("parallel", "remat"): {False: "none", True: "blocks"}
+}
 
 
 def check_resumable(config: config_dict.ConfigDict, path: pathlib.Path) -> None:
@@ -64,6 +69,10 @@ def read_json(path: pathlib.Path) -> config_dict.ConfigDict:
     for (old_section, old), (section, name) in _RENAMED.items():
       if old in fields.get(old_section, {}):
         fields.setdefault(section, {})[name] = fields[old_section].pop(old)
+    for (section, name), new in _OLD_VALUES.items():
+      if name in fields.get(section, {}):
+        value = fields[section][name]
+        fields[section][name] = new.get(value, value)
     config.update(fields)
   except FileNotFoundError:
     raise UserError(f"{path} does not exist: --workdir must be the directory of a run") from None

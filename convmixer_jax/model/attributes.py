@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from convmixer_jax.depthwise import IMPLEMENTATIONS
 from convmixer_jax.model.act_norm import ACTIVATIONS
 from convmixer_jax.model.layers import DTYPES, INITIALIZERS
+from convmixer_jax.model.scan import REMATS
 
 
 def _is_number(value: Any) -> bool:
@@ -35,6 +36,7 @@ _ALLOWED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
   ("dtype", _is_dtype, f"None, {', '.join(DTYPES)}"),
   ("activation", lambda v: v in ACTIVATIONS, ", ".join(ACTIVATIONS)),
   ("initializer", lambda v: v in INITIALIZERS, ", ".join(INITIALIZERS)),
+  ("remat", lambda v: v in REMATS, ", ".join(REMATS)),
   ("depthwise", lambda v: v in IMPLEMENTATIONS, ", ".join(map(str, IMPLEMENTATIONS))),
 )
 

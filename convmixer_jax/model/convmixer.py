@@ -62,8 +62,9 @@ class ConvMixer(nn.Module):
       gradients, which are faster.
     scan: loop over the blocks, so that the body is compiled once rather than for each block. The
       variables are the same.
-    remat: loop over the blocks, store only the input of each and recompute the rest for the
-      gradient, which takes less memory and more time.
+    remat: what to recompute for the gradient, which takes less memory and more time. "none";
+      "activations": activations and normalizations, so that two feature maps of a block are stored;
+      "blocks": everything, in a loop over the blocks, of each of which the input is stored.
     mesh: devices to shard the batch over, along all mesh axes. None for a single device, or where
       the compiler can shard the depthwise convolutions by itself.
   """
@@ -83,7 +84,7 @@ class ConvMixer(nn.Module):
   initializer: str = "torch"
   depthwise: str | None = None
   scan: bool = False
-  remat: bool = False
+  remat: str = "none"
   mesh: Mesh | None = None
 
   def setup(self) -> None:
@@ -132,7 +133,7 @@ class ConvMixer(nn.Module):
         invalid, or a training batch is empty.
     """
     x = self.stem_norm(self.stem(image_bhwc), train)
-    if (self.scan or self.remat) and not self.is_initializing():
+    if (self.scan or self.remat != "none") and not self.is_initializing():
       x = scan.over_blocks(self, x, train)
     else:
       for block in self.blocks:

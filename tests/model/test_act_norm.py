@@ -1,11 +1,12 @@
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convmixer_jax.model.act_norm import ACTIVATIONS, Groups, act_affine, act_norm
+from convmixer_jax.model.act_norm import ACTIVATIONS, Groups, act_affine, act_norm, functions
 from convmixer_jax.parallel import sharding
 
 EPSILON = 1e-5
@@ -117,6 +118,38 @@ def test_bfloat16_keeps_its_dtype_and_float32_statistics():
   assert (y.dtype, mean.dtype, var.dtype) == (jnp.bfloat16, jnp.float32, jnp.float32)
   want = plain(x.astype(jnp.float32), "gelu", scale, bias, pre_bias, -1)[0]
   np.testing.assert_allclose(np.float32(y), want, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("own_gradient", [True, False])
+def test_gelu_of_all_bfloat16_values_and_its_derivative_are_exact_to_1e_5(own_gradient):
+  x = (np.arange(2**16, dtype=np.uint32) << 16).view(np.float32)
+  exact = np.float64(x[np.abs(x) < np.inf])
+  cdf = np.vectorize(math.erfc)(-exact / math.sqrt(2)) / 2
+  want = exact * cdf
+  want_slope = cdf + exact * np.exp(-(exact**2) / 2) / math.sqrt(2 * math.pi)
+
+  @jax.jit
+  def results(x):
+    value, with_slope = functions("gelu", x)
+    x = x.astype(jnp.float32)
+    if own_gradient:
+      return value(x), *with_slope(x)
+    return value(x), *jax.vmap(jax.value_and_grad(value))(x)
+
+  value, same, slope = results(jnp.asarray(exact, jnp.bfloat16))
+  for got in (value, same):
+    assert (np.abs(got - want) <= 1e-5 * np.maximum(np.abs(exact), 1)).all()
+  np.testing.assert_allclose(slope, want_slope, rtol=0, atol=1e-5)
+
+
+def test_erf_is_replaced_in_bfloat16_alone():
+  def program(dtype):
+    x, *vectors = case(-1, dtype)
+    return str(jax.make_jaxpr(lambda x: act_norm(x, "gelu", *vectors[:2], channel_axis=-1))(x))
+
+  assert " erf " in program(jnp.float32)
+  assert " erf " not in program(jnp.bfloat16)
+  assert " tanh " in program(jnp.bfloat16)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

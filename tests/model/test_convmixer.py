@@ -11,6 +11,8 @@ import optax
 import pytest
 
 from convmixer_jax import ConvMixer
+from convmixer_jax.model.scan import REMATS
+from convmixer_jax.parallel import sharding
 from tests.depthwise.test_depthwise import IMPLEMENTATIONS
 from tests.plain_convmixer import PlainConvMixer
 
@@ -268,7 +270,7 @@ def test_errors_name_what_is_wrong():
     ConvMixer(8, 1, activation="swish").init(jax.random.key(0), jnp.zeros((1, 14, 14, 3)))
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", REMATS)
 @pytest.mark.parametrize("scan", [False, True])
 def test_remat_and_scan_change_nothing_but_the_program(scan, remat):
   golden, plain = load("gelu_odd"), MODELS["gelu_odd"]
@@ -304,11 +306,11 @@ def test_a_program_with_scan_does_not_grow_with_the_depth():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_remat_keeps_the_inputs_of_the_blocks_alone(dtype):
-  """The memory kept between the passes, in multiples of a block's input."""
+def test_remat_keeps_two_maps_of_a_block_or_one(dtype):
+  """The memory kept between the passes, in multiples of a feature map."""
 
-  def kept(remat):
-    model = ConvMixer(8, 4, 3, 2, 5, dtype=dtype, remat=remat)
+  def kept(remat, scan=False):
+    model = ConvMixer(8, 4, 3, 2, 5, dtype=dtype, remat=remat, scan=scan)
     image = np.zeros((2, 64, 64, 3), np.float32)
     variables = model.init(jax.random.key(0), image)
 
@@ -321,8 +323,42 @@ def test_remat_keeps_the_inputs_of_the_blocks_alone(dtype):
     one = 2 * 32 * 32 * 8 * jnp.dtype(dtype).itemsize
     return sum(x.nbytes for x in jax.tree.leaves(pullback)) / one
 
-  assert kept(True) < 4 + 5
-  assert kept(False) > 4 * 3
+  assert kept("blocks") < 4 + 5
+  assert 4 * 2 < kept("activations") < 4 * 2 + 5
+  assert 4 * 3 < kept("activations", scan=True) < 4 * 3 + 5
+  assert kept("none") > 4 * 3
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_activations_computed_again_cost_no_convolution_no_product_and_no_communication(devices):
+  mesh = sharding.make_mesh(jax.devices()[:devices])
+  image = jax.random.normal(jax.random.key(1), (8, 8, 8, 3))
+  variables = ConvMixer(8, 2, 3, 2, 5).init(jax.random.key(0), image)
+  image = jax.device_put(image, sharding.batch_sharding(mesh))
+
+  def program_and_gradients(remat):
+    model = ConvMixer(8, 2, 3, 2, 5, remat=remat, mesh=mesh)
+
+    @jax.jit
+    def gradients(params):
+      def loss(params):
+        logits, _ = model.apply(
+          {**variables, "params": params}, image, train=True, mutable=["batch_stats"]
+        )
+        return (logits**2).sum()
+
+      return jax.grad(loss)(params)
+
+    traced = gradients.trace(variables["params"])
+    compiled = traced.lower().compile()
+    names = ("depthwise_forward", "depthwise_backward", "dot_general[")
+    counts = [str(traced.jaxpr).count(name) for name in names]
+    return [*counts, compiled.as_text().count(" all-reduce(")], compiled(variables["params"])
+
+  (counts, got), (want_counts, want) = map(program_and_gradients, ("activations", "none"))
+  assert counts == want_counts
+  assert counts[:2] == [2, 2]
+  assert_trees_close(got, want, 0)
 
 
 def test_remat_in_bfloat16_has_the_gradients_of_the_plain_model():
@@ -338,7 +374,8 @@ def test_remat_in_bfloat16_has_the_gradients_of_the_plain_model():
 
     return jax.jit(jax.grad(loss_fn))(golden["before"]["params"])
 
-  assert_trees_close(gradient(True), gradient(False), 5e-3)
+  assert_trees_close(gradient("blocks"), gradient("none"), 5e-3)
+  assert_trees_close(gradient("activations"), gradient("none"), 5e-3)
 
 
 @pytest.mark.parametrize("depthwise", [None, "pallas"])
@@ -380,7 +417,7 @@ def loss_of(model, variables, image, params):
 
 
 @pytest.mark.parametrize(
-  "settings", [{}, pytest.param({"remat": True}, marks=pytest.mark.slow)], ids=str
+  "settings", [{}, pytest.param({"remat": "blocks"}, marks=pytest.mark.slow)], ids=str
 )
 def test_xla_has_derivatives_of_any_mode_and_order(settings):
   model, variables, image = small_case()
@@ -433,7 +470,9 @@ def test_forward_mode_without_xla_says_what_to_do():
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_gradient_under_shard_map_with_replicated_parameters(implementation, axis_type):
   model, variables, image = small_case()
-  model = model.clone(depthwise=implementation, remat=implementation == "taps")
+  model = model.clone(
+    depthwise=implementation, remat="blocks" if implementation == "taps" else "activations"
+  )
   params = variables["params"]
   axis_types = (jax.sharding.AxisType[axis_type],) * 2
   mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=axis_types)
@@ -460,7 +499,8 @@ def test_gradient_under_shard_map_with_replicated_parameters(implementation, axi
     {},
     {"depthwise": "xla"},
     {"depthwise": "pallas", "group_size": 2, "scan": True},
-    {"group_size": 8, "remat": True},  # a group spans several devices
+    {"group_size": 8, "remat": "activations"},
+    {"group_size": 8, "remat": "blocks"},  # a group spans several devices
   ],
   ids=str,
 )
@@ -497,6 +537,7 @@ def test_images_on_a_mesh_of_explicit_axes(settings):
     ({"norm_epsilon": 0}, "norm_epsilon is 0; allowed: numbers above 0"),
     ({"dtype": "float16"}, "dtype is 'float16'; allowed: None, float32, bfloat16"),
     ({"dtype": jnp.float64}, "dtype is .*float64.*; allowed: None, float32, bfloat16"),
+    ({"remat": True}, "remat is True; allowed: none, activations, blocks"),
     ({"depthwise": "fast"}, "depthwise is 'fast'; allowed: None, taps, xla, native, pallas"),
     ({"dtype": None, "param_dtype": jnp.float16}, "dtype is None, which for float16 images and"),
   ],
@@ -528,7 +569,7 @@ def test_no_dtype_is_what_images_and_parameters_promote_to(param_dtype, image_dt
   assert jax.eval_shape(features, image).dtype == want.dtype
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", REMATS)
 @pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "pallas"])
 def test_an_empty_batch(implementation, remat):
   model, variables, image = small_case()

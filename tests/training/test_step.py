@@ -46,10 +46,11 @@ def test_eight_devices_take_the_steps_of_one(config, group_size):
 PARALLEL = {
   "data": {},
   "fsdp": {"parallel.fsdp": 4},
+  "activations computed again": {"parallel.fsdp": 2, "parallel.remat": "activations"},
   "fsdp alone, scan and remat": {
     "parallel.fsdp": 8,
     "parallel.scan": True,
-    "parallel.remat": True,
+    "parallel.remat": "blocks",
   },
 }
 

@@ -14,6 +14,7 @@ Nothing of this has been run on a TPU: its sizes are chosen by the compiler's ac
 
 from collections.abc import Callable, Iterator
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -61,12 +62,10 @@ class _Bands(NamedTuple):
     """The number of diagonals: lane e has those with p_out - p_in = e - lanes of the last offset."""
     return (len(self.offsets) + 1) * _LANES
 
-  def groups(self) -> dict[int, list[int]]:
+  def groups(self) -> list[range]:
     """Blocks whose first position is in the same column, so that they have the same matrices."""
-    groups: dict[int, list[int]] = {}
-    for block in range(self.blocks):
-      groups.setdefault(block * _LANES % self.width, []).append(block)
-    return groups
+    period = self.width // math.gcd(self.width, _LANES)
+    return [range(first, self.blocks, period) for first in range(min(period, self.blocks))]
 
   @property
   def columns(self) -> int:
@@ -172,14 +171,12 @@ def correlate(
   blocks = _Blocks(x_cbhw, bands.blocks)
 
   def kernel(diagonals_ref: Any, x_ref: Any, y_ref: Any) -> None:
-    masks = {
-      (q, d): bands.masks(q, d) for q in bands.groups() for d in bands.offsets
-    }
+    masks = {(q, d): bands.masks(q, d) for q, *_ in bands.groups() for d in bands.offsets}
 
     def convolve(c: Array) -> None:
-      for first, group in bands.groups().items():
+      for group in bands.groups():
         matrices = {
-          d: _banded(diagonals_ref, c, bands, d, masks[first, d], interpret).astype(x_ref.dtype)
+          d: _banded(diagonals_ref, c, bands, d, masks[group[0], d], interpret).astype(x_ref.dtype)
           for d in {q_in - q for q in group for q_in in bands.inputs(q)}
         }
         for q in group:
@@ -219,16 +216,14 @@ def kernel_gradient(
   blocks = _Blocks(x_cbhw, bands.blocks)
 
   def kernel(x_ref: Any, g_ref: Any, diagonals_ref: Any, sums_ref: Any) -> None:
-    masks = {
-      (q, d): bands.masks(q, d) for q in bands.groups() for d in bands.offsets
-    }
+    masks = {(q, d): bands.masks(q, d) for q, *_ in bands.groups() for d in bands.offsets}
 
     @pl.when(pl.program_id(1) == 0)
     def _() -> None:
       sums_ref[...] = jnp.zeros_like(sums_ref)
 
     def correlate(c: Array) -> None:
-      for first, group in bands.groups().items():
+      for group in bands.groups():
         for d in bands.offsets:
           pairs = [(q + d, q) for q in group if q + d in bands.inputs(q)]
           if not pairs:
@@ -236,7 +231,7 @@ def kernel_gradient(
           x = jnp.concatenate([blocks.load(x_ref, c, q, rows=True) for q, _ in pairs])
           g = jnp.concatenate([blocks.load(g_ref, c, q, rows=True) for _, q in pairs])
           product = _dot(x, g, ((0,), (0,)))
-          for part, mask in enumerate(masks[first, d]):
+          for part, mask in enumerate(masks[group[0], d]):
             for n, sums in enumerate(_diagonal_sums(product, mask), bands.offsets[-1] - d):
               sums_ref[part, n, pl.ds(c * _SUBLANES, _SUBLANES)] += sums
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 
-def over_blocks(model: Any, x: jax.Array, train: bool) -> jax.Array:
+def over_blocks(model: Any, x: jax.Array, train: bool, grid: tuple[int, int]) -> jax.Array:
   """Applies all blocks of a bound `ConvMixer` to `x`, with their variables stacked.
 
   With `model.remat`, only the inputs of the blocks are stored for the gradient.
@@ -17,7 +17,7 @@ def over_blocks(model: Any, x: jax.Array, train: bool) -> jax.Array:
   block = model.blocks[0].clone(parent=None, name=None)
 
   def apply(x: jax.Array, variables: dict[str, Any]) -> tuple[jax.Array, Any]:
-    y, updated = block.apply(variables, x, train, mutable=["batch_stats"])
+    y, updated = block.apply(variables, x, train, grid, mutable=["batch_stats"])
     return y, updated["batch_stats"]
 
   stacked = {

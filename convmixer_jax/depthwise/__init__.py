@@ -16,7 +16,7 @@ from jax import Array
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from convmixer_jax.depthwise import by_platform, native, orders, pallas, taps, xla
+from convmixer_jax.depthwise import banded, by_platform, native, orders, pallas, taps, xla
 from convmixer_jax.depthwise.gradients import own_gradient
 
 # An implementation is a module with ORDER, the dimension order that feature maps should have, and
@@ -27,6 +27,7 @@ _MODULES: dict[str | None, Any] = {
   "taps": taps,
   "xla": xla,
   "native": native,
+  "banded": banded,
   "pallas": pallas,
 }
 IMPLEMENTATIONS = tuple(_MODULES)
@@ -34,8 +35,8 @@ IMPLEMENTATIONS = tuple(_MODULES)
 # What is worth trying on a platform, the best guess first.
 CANDIDATES: dict[str, tuple[str, ...]] = {
   "cpu": ("native", "taps"),
-  "gpu": ("xla", "pallas"),
-  "tpu": ("pallas", "xla"),
+  "gpu": ("xla", "pallas", "banded"),
+  "tpu": ("pallas", "banded", "xla"),
 }
 
 
@@ -61,8 +62,9 @@ def depthwise_conv(
       kernel the extra row and column of padding are at the bottom and right, as with SAME in
       PyTorch and XLA.
     implementation: "native" (C++, the fastest on CPU; needs a C++ compiler, see `native.py`),
-      "taps" (pure JAX, for CPU), "xla" (`lax.conv_general_dilated`, the reference), "pallas"
-      (kernels for NVIDIA GPUs and TPUs), or None: `by_platform` chooses when the computation is
+      "taps" (pure JAX, for CPU), "xla" (`lax.conv_general_dilated`, the reference),
+      "banded" (pure JAX, for matrix units), "pallas" (our kernels for NVIDIA GPUs and TPUs, on the
+      matrix units), or None: `by_platform` chooses when the computation is
       lowered.
     order: dimension order of `x`, such as "cbhw" or "cbp".
     grid: height and width, if they are merged in `order`.

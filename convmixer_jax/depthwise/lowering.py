@@ -60,6 +60,9 @@ class ByPlatform:
     is_export = context.module_context.lowering_parameters.for_export
     module = self._choose(platform, is_export, *context.avals_in[:2])
     call = functools.partial(getattr(orders, function), module=module, order=self.order)
+    # Without the mesh axes over which arrays vary: interpreted Pallas kernels do not type-check.
+    plain = [jax.core.ShapedArray(a.shape, a.dtype) for a in context.avals_in]
+    context = context.replace(avals_in=plain)
     return mlir.lower_fun(call, multiple_results=function == "backward")(context, *args)
 
 

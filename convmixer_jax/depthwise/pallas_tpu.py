@@ -190,7 +190,7 @@ def correlate(
 
   y_cbp = pl.pallas_call(
     kernel,
-    _varying_as(x_cbhw, (channels, batch, height * width), x_cbhw.dtype),
+    jax.ShapeDtypeStruct((channels, batch, height * width), x_cbhw.dtype),
     grid=blocks.grid,
     in_specs=[blocks.diagonals(bands), blocks.maps()],
     out_specs=blocks.maps(),
@@ -218,7 +218,9 @@ def kernel_gradient(
   def kernel(x_ref: Any, g_ref: Any, diagonals_ref: Any, sums_ref: Any) -> None:
     masks = {(q, d): bands.masks(q, d) for q, *_ in bands.groups() for d in bands.offsets}
 
-    @pl.when(pl.program_id(1) == 0)
+    part = pl.program_id(1)
+
+    @pl.when(part == 0)
     def _() -> None:
       sums_ref[...] = jnp.zeros_like(sums_ref)
 
@@ -228,29 +230,29 @@ def kernel_gradient(
           pairs = [(q + d, q) for q in group if q + d in bands.inputs(q)]
           if not pairs:
             continue
-          x = jnp.concatenate([blocks.load(x_ref, c, q, rows=True) for q, _ in pairs])
-          g = jnp.concatenate([blocks.load(g_ref, c, q, rows=True) for _, q in pairs])
+          x = jnp.concatenate([blocks.load(x_ref, c, q, part) for q, _ in pairs])
+          g = jnp.concatenate([blocks.load(g_ref, c, q, part) for _, q in pairs])
           product = _dot(x, g, ((0,), (0,)))
-          for part, mask in enumerate(masks[group[0], d]):
-            for n, sums in enumerate(_diagonal_sums(product, mask), bands.offsets[-1] - d):
-              sums_ref[part, n, pl.ds(c * _SUBLANES, _SUBLANES)] += sums
+          last = bands.offsets[-1]
+          for share, mask in enumerate(masks[group[0], d]):
+            for n, sums in enumerate(_diagonal_sums(product, mask, interpret), last - d):
+              sums_ref[share, n, pl.ds(c * _SUBLANES, _SUBLANES)] += sums
 
     blocks.for_each_channel(correlate)
 
-    @pl.when(pl.program_id(1) == blocks.grid[1] - 1)
+    @pl.when(part == blocks.grid[1] - 1)
     def _() -> None:
-      for part in range(bands.parts):
+      for share in range(bands.parts):
         diagonals = 0
         for row in range(_SUBLANES):
           rows = pl.ds(row, blocks.channels, _SUBLANES)
-          lanes = [sums_ref.at[part, n][rows] for n in range(bands.lanes // _LANES)]
+          lanes = [sums_ref.at[share, n][rows] for n in range(bands.lanes // _LANES)]
           diagonals += pltpu.roll(jnp.concatenate(lanes, 1), -row % bands.lanes, 1)
-        diagonals_ref[:, part] = diagonals
+        diagonals_ref[:, share] = diagonals
 
-  shape = (channels, bands.parts, bands.lanes)
   diagonals = pl.pallas_call(
     kernel,
-    _varying_as(g_cbhw, shape, jnp.float32),
+    jax.ShapeDtypeStruct((channels, bands.parts, bands.lanes), jnp.float32),
     grid=blocks.grid,
     in_specs=[blocks.maps()] * 2,
     out_specs=blocks.diagonals(bands),
@@ -289,16 +291,16 @@ class _Blocks:
   def diagonals(self, bands: _Bands) -> pl.BlockSpec:
     return pl.BlockSpec((self.channels, bands.parts, bands.lanes), lambda c, b: (c, 0, 0))
 
-  def load(self, ref: Any, c: Array, block: int, rows: bool = False) -> Array:
-    """A block of positions, [b, 128], with 0 beyond the map, and with `rows` beyond the batch."""
+  def load(self, ref: Any, c: Array, block: int, part: Array | None = None) -> Array:
+    """A block of positions, [b, 128], with 0 beyond the map, and beyond the batch's `part`."""
     x = ref[c, :, block * _LANES : (block + 1) * _LANES]
     is_inside = []
     if (block + 1) * _LANES > self.positions:
       lane = lax.broadcasted_iota(jnp.int32, x.shape, 1)
       is_inside.append(lane < self.positions - block * _LANES)
-    if rows and self.images % self.batch:
+    if part is not None and self.images % self.batch:
       row = lax.broadcasted_iota(jnp.int32, x.shape, 0)
-      is_inside.append(row < self.images - pl.program_id(1) * self.batch)
+      is_inside.append(row < self.images - part * self.batch)
     if not is_inside:
       return x
     mask = functools.reduce(jnp.logical_and, is_inside)
@@ -326,35 +328,36 @@ def _banded(
   for part, mask in enumerate(masks):
     row = diagonals_ref[c, pl.ds(part, 1), lane : lane + 2 * _LANES]
     rows = jnp.broadcast_to(row, (_LANES, 2 * _LANES))
-    rolled = _interpreted_roll(rows) if interpret else _roll(rows)
+    if interpret:
+      rolled = _interpreted_roll(rows, 1)
+    else:
+      rolled = pltpu.roll(rows, 0, 1, stride=1, stride_axis=0)  # row p_in by p_in lanes
     matrix = jnp.where(mask, rolled[:, _LANES:], matrix)
   return matrix
 
 
-def _roll(rows: Array) -> Array:
-  """Each row one lane further to the right than the row above."""
-  return pltpu.roll(rows, 0, 1, stride=1, stride_axis=0)
-
-
-def _interpreted_roll(rows: Array) -> Array:
-  """The same; JAX would interpret `_roll` as one operation for each row, which takes minutes."""
-  row, lane = (lax.broadcasted_iota(jnp.int32, rows.shape, axis) for axis in (0, 1))
-  return jnp.take_along_axis(rows, (lane - row) % rows.shape[1], 1)
-
-
-def _diagonal_sums(product: Array, mask: Array) -> tuple[Array, Array]:
+def _diagonal_sums(product: Array, mask: Array, interpret: bool) -> tuple[Array, Array]:
   """Sums along the diagonals of a [p_in, p_out] product; row n is still n lanes too far right.
 
   Two blocks of lanes, [8, 128]: p_out - p_in from -128 on, and from 0 on.
   """
-  product = jnp.where(mask, product, 0)
-  zeros, sums = jnp.zeros((_SUBLANES, _LANES), jnp.float32), 0
-  for row in range(0, _LANES, _SUBLANES):
-    wide = jnp.concatenate([zeros, product[row : row + _SUBLANES]], 1)
-    sums += pltpu.roll(wide, (2 * _LANES - row) % (2 * _LANES), 1)
+  zeros = jnp.zeros((_SUBLANES, _LANES), jnp.float32)
+  product, sums = jnp.where(mask, product, 0), jnp.zeros((_SUBLANES, 2 * _LANES), jnp.float32)
+  if interpret:
+    wide = jnp.concatenate([jnp.zeros_like(product), product], 1)
+    sums = _interpreted_roll(wide, -1, _SUBLANES).reshape(-1, *sums.shape).sum(0)
+  else:
+    for row in range(0, _LANES, _SUBLANES):
+      wide = jnp.concatenate([zeros, product[row : row + _SUBLANES]], 1)
+      sums += pltpu.roll(wide, (2 * _LANES - row) % (2 * _LANES), 1)
   return sums[:, :_LANES], sums[:, _LANES:]
 
 
-def _varying_as(x: Array, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-  """The type of a result that, under `shard_map`, varies over the mesh axes of `x`."""
-  return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
+def _interpreted_roll(rows: Array, step: int, together: int = 1) -> Array:
+  """Rolls rows `step` lanes further than the row above, in steps of rows that move `together`.
+
+  On CPU JAX would interpret `pltpu.roll` as many operations, whose compilation takes minutes.
+  """
+  row, lane = (lax.broadcasted_iota(jnp.int32, rows.shape, axis) for axis in (0, 1))
+  source = lane - step * (row - row % together)
+  return jnp.take_along_axis(rows, source % rows.shape[1], 1)

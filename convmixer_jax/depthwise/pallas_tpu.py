@@ -59,7 +59,7 @@ class _Bands(NamedTuple):
 
   @property
   def lanes(self) -> int:
-    """The number of diagonals: lane e has those with p_out - p_in = e - lanes of the last offset."""
+    """The number of diagonals, in order of p_out - p_in."""
     return (len(self.offsets) + 1) * _LANES
 
   def groups(self) -> list[range]:
@@ -167,7 +167,8 @@ def correlate(
     interpret: run without a TPU, slowly.
   """
   channels, batch, height, width = x_cbhw.shape
-  bands = _Bands(height, width, *kernel_hwc.shape[:2], *low)
+  kernel_h, kernel_w, _ = kernel_hwc.shape
+  bands = _Bands(height, width, kernel_h, kernel_w, *low)
   blocks = _Blocks(x_cbhw, bands.blocks)
 
   def kernel(diagonals_ref: Any, x_ref: Any, y_ref: Any) -> None:
@@ -180,17 +181,18 @@ def correlate(
           for d in {q_in - q for q in group for q_in in bands.inputs(q)}
         }
         for q in group:
-          y = sum(
+          terms = [
             _dot(blocks.load(x_ref, c, q_in), matrices[q_in - q], ((1,), (0,)))
             for q_in in bands.inputs(q)
-          )
+          ]
+          y = functools.reduce(jnp.add, terms)
           y_ref[c, :, q * _LANES : (q + 1) * _LANES] = y.astype(y_ref.dtype)
 
     blocks.for_each_channel(convolve)
 
   y_cbp = pl.pallas_call(
     kernel,
-    jax.ShapeDtypeStruct((channels, batch, height * width), x_cbhw.dtype),
+    _typed(x_cbhw, (channels, batch, height * width), x_cbhw.dtype),
     grid=blocks.grid,
     in_specs=[blocks.diagonals(bands), blocks.maps()],
     out_specs=blocks.maps(),
@@ -243,7 +245,7 @@ def kernel_gradient(
     @pl.when(part == blocks.grid[1] - 1)
     def _() -> None:
       for share in range(bands.parts):
-        diagonals = 0
+        diagonals = jnp.zeros((blocks.channels, bands.lanes), jnp.float32)
         for row in range(_SUBLANES):
           rows = pl.ds(row, blocks.channels, _SUBLANES)
           lanes = [sums_ref.at[share, n][rows] for n in range(bands.lanes // _LANES)]
@@ -252,7 +254,7 @@ def kernel_gradient(
 
   diagonals = pl.pallas_call(
     kernel,
-    jax.ShapeDtypeStruct((channels, bands.parts, bands.lanes), jnp.float32),
+    _typed(x_cbhw, (channels, bands.parts, bands.lanes), jnp.float32),
     grid=blocks.grid,
     in_specs=[blocks.maps()] * 2,
     out_specs=blocks.diagonals(bands),
@@ -361,3 +363,8 @@ def _interpreted_roll(rows: Array, step: int, together: int = 1) -> Array:
   row, lane = (lax.broadcasted_iota(jnp.int32, rows.shape, axis) for axis in (0, 1))
   source = lane - step * (row - row % together)
   return jnp.take_along_axis(rows, source % rows.shape[1], 1)
+
+
+def _typed(x: Array, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+  """The type of a result that, under `shard_map`, varies over the mesh axes of `x`."""
+  return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)

@@ -1,8 +1,8 @@
 """The layers of a ConvMixer; they handle dtypes, sharding, dimension order and custom gradients.
 
 The dimensions of a feature map are in `order`: "bhwc", "cbhw", or "cbp" with height and width
-merged, where only the depthwise convolution needs to know the `grid` of them. The convolutions do not add their
-bias: the `ActNorm` after them does, at no extra pass over memory.
+merged, where only the depthwise convolution needs to know them, as `grid`. The convolutions do not
+add their bias: the `ActNorm` after them does, at no extra pass over memory.
 """
 
 from collections.abc import Callable

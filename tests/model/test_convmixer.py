@@ -497,7 +497,7 @@ def test_images_on_a_mesh_of_explicit_axes(settings):
     ({"norm_epsilon": 0}, "norm_epsilon is 0; allowed: numbers above 0"),
     ({"dtype": "float16"}, "dtype is 'float16'; allowed: None, float32, bfloat16"),
     ({"dtype": jnp.float64}, "dtype is .*float64.*; allowed: None, float32, bfloat16"),
-    ({"depthwise": "fast"}, "depthwise is 'fast'; allowed: None, taps, xla, native, banded, pallas"),
+    ({"depthwise": "fast"}, "depthwise is 'fast'; allowed: None, taps, xla, native, banded"),
     ({"dtype": None, "param_dtype": jnp.float16}, "dtype is None, which for float16 images and"),
   ],
   ids=str,

@@ -20,7 +20,7 @@ pytestmark = [
 # Topology; batch, height, width, channels, kernel size, dtype; most cycles of forward and gradient.
 # Where the bound is None it only has to compile.
 CASES = [
-  ("v5e:2x4", (64, 32, 32, 64, 9, "bfloat16"), (28_000, 32_000)),
+  ("v5e:2x4", (64, 32, 32, 64, 9, "bfloat16"), (33_000, 39_000)),
   ("v5p:2x2x1", (64, 32, 32, 64, 9, "bfloat16"), None),
   ("v6e:2x4", (64, 32, 32, 64, 9, "bfloat16"), None),
   ("v5e:2x4", (64, 32, 32, 64, 9, "float32"), None),

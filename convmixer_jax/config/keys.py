@@ -118,7 +118,7 @@ KEYS: dict[str, Any] = dict(
     initializer=one_of(INITIALIZERS, "torch"),  # PyTorch's; "glorot": that of Keras and Flux
     norm_momentum=below_one(0.9),  # of BatchNorm's running statistics: 1 - PyTorch's momentum
     norm_epsilon=positive(1e-5),  # added to BatchNorm's variance
-    depthwise=optional(one_of(IMPLEMENTATIONS, str)),  # "pallas" is for GPUs; None: by the platform
+    depthwise=optional(one_of(IMPLEMENTATIONS, str)),  # "pallas": GPUs, TPUs; None: the platform's
     dtype=one_of(DTYPES, "float32"),  # of the computation; parameters are float32
   ),
   optimizer=dict(

@@ -29,9 +29,9 @@ class Block(nn.Module):
   norm: Callable[..., ActNorm]
 
   @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    """Maps a feature map to one of the same shape and dtype."""
-    x = x + self.norm(name="depthwise_norm")(self.depthwise_conv(name="depthwise")(x), train)
+  def __call__(self, x: jax.Array, train: bool, grid: tuple[int, int]) -> jax.Array:
+    """Maps a feature map of the height and width `grid` to one of the same shape and dtype."""
+    x = x + self.norm(name="depthwise_norm")(self.depthwise_conv(name="depthwise")(x, grid), train)
     return self.norm(name="pointwise_norm")(self.pointwise_conv(name="pointwise")(x), train)
 
 
@@ -133,12 +133,13 @@ class ConvMixer(nn.Module):
         invalid, or a training batch is empty.
     """
     x = self.stem_norm(self.stem(image_bhwc), train)
+    grid = image_bhwc.shape[1] // self.patch_size, image_bhwc.shape[2] // self.patch_size
     if (self.scan or self.remat != "none") and not self.is_initializing():
-      x = scan.over_blocks(self, x, train)
+      x = scan.over_blocks(self, x, train, grid)
     else:
       for block in self.blocks:
-        x = block(x, train)
-    return x.transpose([depthwise.order_of(self.depthwise).index(letter) for letter in "bhwc"])
+        x = block(x, train, grid)
+    return depthwise.orders.reorder(x, depthwise.order_of(self.depthwise), "bhwc", grid)
 
   def classify(self, feature_bhwf: jax.Array, train: bool = False) -> jax.Array:
     """The result of `__call__`, given the output of `features`; `train` enables dropout."""

@@ -1,7 +1,8 @@
 """The layers of a ConvMixer; they handle dtypes, sharding, dimension order and custom gradients.
 
-The dimensions of a feature map are in `order`, "bhwc" or "cbhw". The convolutions do not add their
-bias: the `ActNorm` after them does, at no extra pass over memory.
+The dimensions of a feature map are in `order`: "bhwc", "cbhw", or "cbp" with height and width
+merged, where only the depthwise convolution needs to know them, as `grid`. The convolutions do not
+add their bias: the `ActNorm` after them does, at no extra pass over memory.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from jax.sharding import Mesh
 
 from convmixer_jax.depthwise import depthwise_conv, gradients
 from convmixer_jax.depthwise.no_inline import not_inlined
+from convmixer_jax.depthwise.orders import reorder
 from convmixer_jax.model.act_norm import Groups, act_affine, act_norm
 
 DTYPES = ("float32", "bfloat16")
@@ -96,8 +98,8 @@ class DepthwiseConv(_Linear, kw_only=True):
   order: str
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> PreActivation:
-    """Returns a feature map of the shape and dtype of `x`."""
+  def __call__(self, x: jax.Array, grid: tuple[int, int]) -> PreActivation:
+    """Returns a feature map of the shape and dtype of `x`, whose height and width are `grid`."""
     size, dim = self.kernel_size, x.shape[self.order.index("c")]
     kernel, bias = self._weights(size, size, 1, dim)
     y = depthwise_conv(
@@ -105,6 +107,7 @@ class DepthwiseConv(_Linear, kw_only=True):
       kernel[:, :, 0].astype(x.dtype),
       implementation=self.implementation,
       order=self.order,
+      grid=grid,
       mesh=None if self.is_initializing() else self.mesh,  # a single image cannot be sharded
     )
     return PreActivation(y, bias)
@@ -225,6 +228,8 @@ def _mix_channels(x: jax.Array, kernel_cf: jax.Array, order: str) -> jax.Array:
   # Use 2-D operands: with more axes, XLA's CPU backend transposes the gradients.
   channels, features = kernel_cf.shape
   kernel_cf = kernel_cf.astype(x.dtype)
+  if order == "cbp":  # a 2-D operand would have to be moved to other tiles of a TPU's memory
+    return jnp.einsum("cf,cbp->fbp", kernel_cf, x)
   if order == "cbhw":
     return (kernel_cf.T @ x.reshape(channels, -1)).reshape(features, *x.shape[1:])
   return (x.reshape(-1, channels) @ kernel_cf).reshape(*x.shape[:-1], features)
@@ -242,7 +247,14 @@ def _mix_channels_backward(order: str, kept: Any, grad: jax.Array) -> tuple[jax.
     preferred_element_type=kernel_cf.dtype,
     out_sharding=jax.typeof(kernel_cf).sharding,  # the batch may be sharded over explicit axes
   )
-  if order == "cbhw":
+  if order == "cbp":
+    kernel_grad = jnp.einsum(
+      "cbp,fbp->cf",
+      *(x, grad),
+      preferred_element_type=kernel_cf.dtype,
+      out_sharding=jax.typeof(kernel_cf).sharding,
+    )
+  elif order == "cbhw":
     kernel_grad = sum_up(grad.reshape(features, -1), x.reshape(channels, -1).T).T
   else:
     kernel_grad = sum_up(x.reshape(-1, channels).T, grad.reshape(-1, features))
@@ -266,8 +278,9 @@ def _patches(image_bhwc: jax.Array, size: int, order: str) -> jax.Array:
     )
   # Split one axis at a time, so that JAX can infer the sharding on a mesh with explicit axes.
   x = image_bhwc.reshape(b, h // size, size, w, c).reshape(b, h // size, size, w // size, size, c)
-  if order == "cbhw":
-    return x.transpose(2, 4, 5, 0, 1, 3).reshape(size * size * c, b, h // size, w // size)
+  if order[0] == "c":
+    x = x.transpose(2, 4, 5, 0, 1, 3).reshape(size * size * c, b, h // size, w // size)
+    return reorder(x, "cbhw", order, (h // size, w // size))
   return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // size, w // size, size * size * c)
 
 

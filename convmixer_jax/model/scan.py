@@ -12,7 +12,7 @@ from convmixer_jax.model import act_norm
 REMATS = ("none", "activations", "blocks")
 
 
-def over_blocks(model: Any, x: jax.Array, train: bool) -> jax.Array:
+def over_blocks(model: Any, x: jax.Array, train: bool, grid: tuple[int, int]) -> jax.Array:
   """Applies all blocks of a bound `ConvMixer` to `x`, as its `scan` and `remat` say.
 
   A loop also stores the inputs of its blocks: with `remat="activations"`, three maps a block.
@@ -23,7 +23,7 @@ def over_blocks(model: Any, x: jax.Array, train: bool) -> jax.Array:
   block = model.blocks[0].clone(parent=None, name=None)
 
   def apply(x: jax.Array, variables: dict[str, Any]) -> tuple[jax.Array, Any]:
-    y, updated = block.apply(variables, x, train, mutable=["batch_stats"])
+    y, updated = block.apply(variables, x, train, grid, mutable=["batch_stats"])
     return y, updated["batch_stats"]
 
   def one_by_one(x: jax.Array, variables: list[Any]) -> tuple[jax.Array, list[Any]]:

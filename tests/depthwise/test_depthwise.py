@@ -19,7 +19,7 @@ needs_compiler = pytest.mark.skipif(
   shutil.which(shlex.split(os.environ.get("CXX") or "c++")[0]) is None,
   reason="implementation='native' needs a C++ compiler",
 )
-IMPLEMENTATIONS = (None, "taps", "xla", pytest.param("native", marks=needs_compiler))
+IMPLEMENTATIONS = (None, "taps", "xla", "banded", pytest.param("native", marks=needs_compiler))
 # batch, height, width, channels, kernel rows, kernel columns
 SHAPES = [(2, 9, 7, 3, k, k) for k in range(1, 16)] + [
   (1, 3, 2, 5, 7, 7),  # a feature map smaller than the kernel
@@ -249,7 +249,7 @@ def test_sharded_jit(implementation):
       (3, 3, 2),
       "fast",
       ValueError,
-      "implementation is 'fast'; allowed: None, taps, xla, native, pallas",
+      "implementation is 'fast'; allowed: None, taps, xla, native, banded, pallas",
     ),
   ],
 )

@@ -1,7 +1,6 @@
-"""The Pallas kernels, interpreted on CPU and lowered for GPU without one."""
+"""The Pallas kernels for GPUs, interpreted on CPU and lowered for GPU without one."""
 
 import functools
-import logging
 import warnings
 
 import jax
@@ -46,54 +45,28 @@ def assert_close(actual, desired, tolerance=TOLERANCE):
   assert error <= tolerance, error
 
 
-@pytest.mark.parametrize(("shape", "kernel_size"), SHAPES)
-def test_output_and_gradients(shape, kernel_size):
-  x, g = random(shape, "bfloat16", 0), random(shape, "bfloat16", 1)
-  kernel = random((*kernel_size, shape[-1]), "bfloat16", 2)
-
-  @jax.jit
-  def run(x, kernel, g):
-    y, vjp = jax.vjp(pallas_conv, x, kernel)
-    return y, *vjp(g)
-
-  for actual, desired in zip(run(x, kernel, g), reference(x, kernel, g), strict=True):
-    assert actual.dtype == "bfloat16"
-    assert_close(actual, desired)
-
-
 @pytest.mark.parametrize(
-  ("shape", "kernel_size"), [((2, 9, 12, 3), (4, 5)), ((5, 8, 17, 1), (9, 2))]
+  ("shape", "kernel_size", "kernel_dtype"),
+  [*((*case, "bfloat16") for case in SHAPES), (*SHAPES[1], "float32")],
 )
-def test_channel_major(shape, kernel_size):
+def test_output_and_gradients(shape, kernel_size, kernel_dtype):
   x, g = random(shape, "bfloat16", 0), random(shape, "bfloat16", 1)
   kernel = random((*kernel_size, shape[-1]), "bfloat16", 2)
 
   @jax.jit
   def run(x, kernel, g):
-    y, vjp = jax.vjp(pallas_conv_cbhw, x.transpose(3, 0, 1, 2), kernel)
-    x_grad, kernel_grad = vjp(g.transpose(3, 0, 1, 2))
+    x, g = (a.transpose(3, 0, 1, 2) for a in (x, g))
+    y = pallas_gpu.forward(x, kernel, interpret=True)
+    x_grad, kernel_grad = pallas_gpu.backward(x, kernel, g, interpret=True)
     return y.transpose(1, 2, 3, 0), x_grad.transpose(1, 2, 3, 0), kernel_grad
 
-  for actual, desired in zip(run(x, kernel, g), reference(x, kernel, g), strict=True):
-    assert actual.dtype == "bfloat16"
+  found = run(x, kernel.astype(kernel_dtype), g)
+  assert [a.dtype for a in found] == ["bfloat16", "bfloat16", kernel_dtype]
+  for actual, desired in zip(found, reference(x, kernel, g), strict=True):
     assert_close(actual, desired)
 
 
-def test_kernel_of_another_dtype():
-  x, kernel = random((1, 8, 8, 2), "bfloat16", 0), random((3, 3, 2), "float32", 1)
-  y, vjp = jax.vjp(pallas_conv, x, kernel)
-  assert y.dtype == "bfloat16"
-  assert [a.dtype for a in vjp(y)] == ["bfloat16", "float32"]
-  assert_close(y, reference(x, kernel, x)[0])
-
-
-def test_vmap():
-  x, kernel = random((2, 1, 8, 8, 2), "bfloat16", 0), random((3, 3, 2), "bfloat16", 1)
-  y = jax.vmap(pallas_conv, (0, None))(x, kernel)
-  assert_close(y[:, 0], reference(x[:, 0], kernel, x[:, 0])[0])
-
-
-def sharded(mesh, check_vma):
+def sharded(mesh):
   data, copy = jax.P("data"), jax.P()
 
   @jax.jit
@@ -102,23 +75,13 @@ def sharded(mesh, check_vma):
     mesh=mesh,
     in_specs=(data, copy),
     out_specs=(data, data, copy),
-    check_vma=check_vma,
   )
   def run(x, kernel):
     y, vjp = jax.vjp(pallas_conv, x, kernel)
     x_grad, kernel_grad = vjp(x)
-    return y, x_grad, kernel_grad if check_vma else jax.lax.psum(kernel_grad, "data")
+    return y, x_grad, kernel_grad
 
   return run
-
-
-def test_shard_map():
-  x, kernel = random((4, 8, 8, 2), "bfloat16", 0), random((3, 3, 2), "bfloat16", 1)
-  mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-  # JAX cannot interpret a kernel with a loop under check_vma.
-  actual = sharded(mesh, check_vma=False)(x, kernel)
-  for a, desired in zip(actual, reference(x, kernel, x), strict=True):
-    assert_close(a, desired)
 
 
 def test_shard_map_lowers_for_a_gpu():
@@ -126,32 +89,8 @@ def test_shard_map_lowers_for_a_gpu():
   mesh = jax.sharding.AbstractMesh((2,), ("data",), axis_types, abstract_device=H200)
   x = jax.ShapeDtypeStruct((4, 8, 8, 2), jnp.bfloat16)
   kernel = jax.ShapeDtypeStruct((3, 3, 2), jnp.bfloat16)
-  text = lower_for_gpu(sharded(mesh, check_vma=True), mesh, x, kernel)
+  text = lower_for_gpu(sharded(mesh), mesh, x, kernel)
   assert text.count("xla.gpu.triton") == 3
-
-
-@pytest.mark.parametrize(
-  ("shape", "dtype"),
-  [((1, 7, 8, 2), "bfloat16"), ((1, 8, 65, 2), "bfloat16"), ((1, 8, 8, 2), "float32")],
-)
-def test_unsupported_maps_fall_back_with_one_log_line(shape, dtype, caplog):
-  pallas_gpu._log_fallback.cache_clear()
-  x, kernel = random(shape, dtype, 0), random((3, 3, 2), dtype, 1)
-  with caplog.at_level(logging.INFO, pallas_gpu.__name__):
-    for _ in range(2):
-      y, vjp = jax.vjp(pallas_conv, x, kernel)
-      vjp(y)
-  assert len(caplog.records) == 1
-  assert_close(y, reference(x, kernel, x)[0], 1e-5 if dtype == "float32" else TOLERANCE)
-
-
-def test_symbolic_batch_falls_back():
-  (batch,) = jax.export.symbolic_shape("b")
-  x = jax.ShapeDtypeStruct((batch, 8, 8, 2), jnp.bfloat16)
-  kernel = jax.ShapeDtypeStruct((3, 3, 2), jnp.bfloat16)
-  exported = jax.export.export(jax.jit(pallas_conv))(x, kernel)
-  x, kernel = random((3, 8, 8, 2), "bfloat16", 0), random((3, 3, 2), "bfloat16", 1)
-  assert_close(exported.call(x, kernel), reference(x, kernel, x)[0])
 
 
 @pytest.mark.parametrize(

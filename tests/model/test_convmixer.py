@@ -538,7 +538,7 @@ def test_images_on_a_mesh_of_explicit_axes(settings):
     ({"dtype": "float16"}, "dtype is 'float16'; allowed: None, float32, bfloat16"),
     ({"dtype": jnp.float64}, "dtype is .*float64.*; allowed: None, float32, bfloat16"),
     ({"remat": True}, "remat is True; allowed: none, activations, blocks"),
-    ({"depthwise": "fast"}, "depthwise is 'fast'; allowed: None, taps, xla, native, pallas"),
+    ({"depthwise": "fast"}, "depthwise is 'fast'; allowed: None, taps, xla, native, banded"),
     ({"dtype": None, "param_dtype": jnp.float16}, "dtype is None, which for float16 images and"),
   ],
   ids=str,

@@ -5,9 +5,10 @@ each use the fastest code. It works under `jit`, `vmap`, `shard_map` and `jax.ex
 `grad` of any order. Forward-mode differentiation (`jvp`) needs `implementation="xla"`, which leaves
 all derivatives to JAX; the others raise a TypeError that says so.
 
-Dimension letters: b batch, h height, w width, c channels.
+Dimension letters: b batch, h height, w width, c channels, p positions (height and width merged).
 """
 
+import math
 from typing import Any
 
 import jax
@@ -15,10 +16,10 @@ from jax import Array
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from convmixer_jax.depthwise import by_platform, native, orders, pallas_gpu, taps, xla
+from convmixer_jax.depthwise import by_platform, native, orders, pallas, taps, xla
 from convmixer_jax.depthwise.gradients import own_gradient
 
-# An implementation is a module with ORDER, the dimension order of its feature maps,
+# An implementation is a module with ORDER, the dimension order that feature maps should have, and
 # forward(x, kernel) -> y and backward(x, kernel, y_grad) -> (x_grad, kernel_grad). To add one, add
 # a file and one line here.
 _MODULES: dict[str | None, Any] = {
@@ -26,13 +27,20 @@ _MODULES: dict[str | None, Any] = {
   "taps": taps,
   "xla": xla,
   "native": native,
-  "pallas": pallas_gpu,
+  "pallas": pallas,
 }
 IMPLEMENTATIONS = tuple(_MODULES)
 
+# What is worth trying on a platform, the best guess first.
+CANDIDATES: dict[str, tuple[str, ...]] = {
+  "cpu": ("native", "taps"),
+  "gpu": ("xla", "pallas"),
+  "tpu": ("pallas", "xla"),
+}
+
 
 def order_of(implementation: str | None) -> str:
-  """The dimension order, "bhwc" or "cbhw", for which `implementation` needs no transposes."""
+  """The order, "bhwc", "cbhw" or "cbp", for which `implementation` needs no transposes."""
   return _MODULES[implementation].ORDER
 
 
@@ -42,6 +50,7 @@ def depthwise_conv(
   *,
   implementation: str | None = None,
   order: str = "bhwc",
+  grid: tuple[int, int] | None = None,
   mesh: Mesh | None = None,
 ) -> Array:
   """Correlates each channel of `x` with its own kernel; keeps the shape and dtype of `x`.
@@ -53,8 +62,10 @@ def depthwise_conv(
       PyTorch and XLA.
     implementation: "native" (C++, the fastest on CPU; needs a C++ compiler, see `native.py`),
       "taps" (pure JAX, for CPU), "xla" (`lax.conv_general_dilated`, the reference), "pallas"
-      (kernels for NVIDIA GPUs), or None: `by_platform` chooses when the computation is lowered.
-    order: dimension order of `x`, such as "cbhw".
+      (kernels for NVIDIA GPUs and TPUs), or None: `by_platform` chooses when the computation is
+      lowered.
+    order: dimension order of `x`, such as "cbhw" or "cbp".
+    grid: height and width, if they are merged in `order`.
     mesh: devices to shard the batch over, along all mesh axes; each device convolves its own
       images. Not needed for a mesh with explicit axes or inside `shard_map`.
 
@@ -65,12 +76,12 @@ def depthwise_conv(
     NotImplementedError: if "native" is lowered for a platform other than CPU.
     UserError: if "native" finds no working C++ compiler.
   """
-  _check(x, kernel_hwc, implementation, order)
+  _check(x, kernel_hwc, implementation, order, grid)
   x, kernel_hwc = jnp.asarray(x), jnp.asarray(kernel_hwc)
   function = _conv if implementation == "xla" else _conv_with_gradient
 
   def convolve(x: Array, kernel_hwc: Array) -> Array:
-    return function(x, kernel_hwc, order, implementation)
+    return function(x, kernel_hwc, order, grid, implementation)
 
   sharding = jax.typeof(x).sharding
   axes = sharding.spec[order.index("b")]
@@ -84,13 +95,17 @@ def depthwise_conv(
   return convolve(x, kernel_hwc)
 
 
-def _check(x: Array, kernel_hwc: Array, implementation: str | None, order: str) -> None:
+def _check(
+  x: Array, kernel_hwc: Array, implementation: str | None, order: str, grid: orders.Grid
+) -> None:
   name = f"x_{order}"
-  for label, value, rank in ((name, x, 4), ("kernel_hwc", kernel_hwc, 3)):
+  for label, value, rank in ((name, x, len(order)), ("kernel_hwc", kernel_hwc, 3)):
     if jnp.ndim(value) != rank:
       raise ValueError(f"{label} must have {rank} dimensions, got shape {jnp.shape(value)}")
     if jnp.result_type(value) not in (jnp.float32, jnp.bfloat16):
       raise TypeError(f"{label} must be float32 or bfloat16, got {jnp.result_type(value)}")
+  if "p" in order and (grid is None or math.prod(grid) != jnp.shape(x)[order.index("p")]):
+    raise ValueError(f"grid must be the height and width of {name} {jnp.shape(x)}, got {grid}")
   channels = jnp.shape(x)[order.index("c")]
   if kernel_hwc.shape[2] != channels:
     raise ValueError(
@@ -105,14 +120,21 @@ def _check(x: Array, kernel_hwc: Array, implementation: str | None, order: str) 
     raise ValueError(f"implementation is {implementation!r}; allowed: {allowed}")
 
 
-def _conv(x: Array, kernel: Array, order: str, implementation: str | None) -> Array:
-  return orders.forward(x, kernel, _MODULES[implementation], order)
+def _conv(
+  x: Array, kernel: Array, order: str, grid: orders.Grid, implementation: str | None
+) -> Array:
+  return orders.forward(x, kernel, _MODULES[implementation], order, grid)
 
 
 def _gradients(
-  x: Array, kernel: Array, y_grad: Array, order: str, implementation: str | None
+  x: Array,
+  kernel: Array,
+  y_grad: Array,
+  order: str,
+  grid: orders.Grid,
+  implementation: str | None,
 ) -> tuple[Array, Array]:
-  return orders.backward(x, kernel, y_grad, _MODULES[implementation], order)
+  return orders.backward(x, kernel, y_grad, _MODULES[implementation], order, grid)
 
 
 # The convolution is linear in each argument, so higher-order gradients need only the convolution
@@ -121,19 +143,17 @@ def _conv_forward(x: Array, kernel: Array, *settings: Any) -> tuple[Array, tuple
   return _conv_with_gradient(x, kernel, *settings), (x, kernel)
 
 
-def _conv_backward(order: str, implementation: str | None, residuals: tuple, y_grad: Array) -> Any:
-  return _gradients_with_gradient(*residuals, y_grad, order, implementation)
+def _conv_backward(*settings_and_arrays: Any) -> Any:
+  *settings, residuals, y_grad = settings_and_arrays
+  return _gradients_with_gradient(*residuals, y_grad, *settings)
 
 
 def _gradients_forward(x: Array, kernel: Array, y_grad: Array, *settings: Any) -> Any:
   return _gradients_with_gradient(x, kernel, y_grad, *settings), (x, kernel, y_grad)
 
 
-def _gradients_backward(
-  order: str, implementation: str | None, residuals: tuple, grads: tuple[Array, Array]
-) -> tuple[Array, Array, Array]:
-  (x, kernel, y_grad), (x_like, kernel_like) = residuals, grads
-  settings = order, implementation
+def _gradients_backward(*settings_and_arrays: Any) -> tuple[Array, Array, Array]:
+  *settings, (x, kernel, y_grad), (x_like, kernel_like) = settings_and_arrays
   x_grad, kernel_grad = _gradients_with_gradient(x_like, kernel_like, y_grad, *settings)
   y = _conv_with_gradient(x_like, kernel, *settings) + _conv_with_gradient(
     x, kernel_like, *settings

@@ -46,7 +46,8 @@ def _choose(platform: str | None, is_export: bool, x: Any, kernel: Any) -> Any:
   if platform != "cpu":
     return module
   interpreted = {
-    name: functools.partial(getattr(module, name), interpret=True) for name in ("forward", "backward")
+    name: functools.partial(getattr(module, name), interpret=True)
+    for name in ("forward", "backward")
   }
   return SimpleNamespace(ORDER=module.ORDER, **interpreted)
 

@@ -172,9 +172,7 @@ def correlate(
   blocks = _Blocks(x_cbhw, bands.blocks)
 
   def kernel(diagonals_ref: Any, x_ref: Any, y_ref: Any) -> None:
-    masks = {
-      (q, d): bands.masks(q, d) for q in bands.groups() for d in bands.offsets
-    }
+    masks = {(q, d): bands.masks(q, d) for q in bands.groups() for d in bands.offsets}
 
     def convolve(c: Array) -> None:
       for first, group in bands.groups().items():
@@ -219,9 +217,7 @@ def kernel_gradient(
   blocks = _Blocks(x_cbhw, bands.blocks)
 
   def kernel(x_ref: Any, g_ref: Any, diagonals_ref: Any, sums_ref: Any) -> None:
-    masks = {
-      (q, d): bands.masks(q, d) for q in bands.groups() for d in bands.offsets
-    }
+    masks = {(q, d): bands.masks(q, d) for q in bands.groups() for d in bands.offsets}
 
     @pl.when(pl.program_id(1) == 0)
     def _() -> None:

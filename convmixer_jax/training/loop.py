@@ -14,10 +14,11 @@ from convmixer_jax import storage
 from convmixer_jax.checkpoint import manager
 from convmixer_jax.checkpoint.state import TrainState
 from convmixer_jax.errors import UserError
+from convmixer_jax.parallel import sharding
 from convmixer_jax.parallel.signals import Interrupt
 from convmixer_jax.parallel.watchdog import Watchdog
 from convmixer_jax.results.writer import Writer
-from convmixer_jax.training import build, compiling, init_from, metrics
+from convmixer_jax.training import build, choice, compiling, init_from, metrics
 from convmixer_jax.training import workdir as workdirs
 from convmixer_jax.training.evaluate import restore_variables
 from convmixer_jax.training.experiment import Experiment
@@ -73,7 +74,8 @@ def _begin(config: config_dict.ConfigDict, workdir: pathlib.Path) -> tuple[Exper
   weights = None
   if config.init_from is not None and not manager.has_begun(workdir):
     weights = init_from.read(config)
-  experiment = Experiment(config)
+  mesh = sharding.make_mesh(fsdp=config.parallel.fsdp)
+  experiment = Experiment(choice.with_depthwise(config, mesh, workdir), mesh)
   state, _ = manager.resume(workdir, experiment.fresh_state())
   return experiment, state if weights is None else init_from.begin(state, weights)
 

@@ -29,6 +29,8 @@ _MODULES: dict[str | None, Any] = {
   "pallas": pallas_gpu,
 }
 IMPLEMENTATIONS = tuple(_MODULES)
+# What is worth trying on each platform, best guess first.
+CANDIDATES = {"cpu": ("native", "taps"), "gpu": ("xla", "pallas"), "tpu": ("xla",)}
 
 
 def order_of(implementation: str | None) -> str:

@@ -5,7 +5,7 @@ import dataclasses
 import math
 import re
 
-from convmixer_jax.aot.hlo import Array, Instruction, Program, Run
+from convmixer_jax.aot.hlo import Array, Instruction, Program, Run, arrays_of
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
 
@@ -66,14 +66,16 @@ def collectives(program: Program) -> list[Collective]:
     collective = _read(run, kind, program.partitions)
     if collective.devices == 1:
       continue
-    end = _end(runs, place)
+    start = _start(runs, place)
+    end = _end(runs, start)
+    collective = _unjoined(program, runs[start], collective)
     between = runs[place + 1 : end]
     covered = sum(
       other.times / run.times * other.share * program.bytes_moved(other)
       for other in between
       if not other.is_fused
     )
-    is_async = run.is_fused or end > place
+    is_async = run.is_fused or end > start
     found.append(dataclasses.replace(collective, is_async=is_async, covered=int(covered)))
   return found
 
@@ -88,7 +90,7 @@ def part(kind: str, array: Array, source: str, parameter_sizes: set[int]) -> str
     parameter_sizes: numbers of elements of the model's parameters. An array of any other size is a
       feature map or an image, thus "other", unless it is a scalar.
   """
-  if not array.shape and array.dtype != "pred":
+  if array.size == 1 and array.dtype != "pred":
     return METRICS
   if array.size not in parameter_sizes:
     return OTHER
@@ -99,23 +101,49 @@ def part(kind: str, array: Array, source: str, parameter_sizes: set[int]) -> str
   return STATISTICS if "_norm" in source else OTHER
 
 
-def _end(runs: Sequence[Run], place: int) -> int:
-  """The place of the instruction that waits for the collective; its own if it waits itself."""
-  start = runs[place]
-  if not start.instruction.opcode.endswith("-start"):  # perhaps in a computation of its own
-    while place and runs[place].computation == start.computation:
-      place -= 1
-    if runs[place].instruction.opcode != "async-start":
-      return runs.index(start)
-    start = runs[place]
-  name = start.instruction.name
-  for later, run in enumerate(runs[place + 1 :], place + 1):
+def _start(runs: Sequence[Run], place: int) -> int:
+  """The place of the instruction that starts a collective, which may have its own computation."""
+  before = place
+  while before and runs[before].computation == runs[place].computation:
+    before -= 1
+  return before if runs[before].instruction.opcode == "async-start" else place
+
+
+def _end(runs: Sequence[Run], start: int) -> int:
+  """The place of the instruction that waits for it; that of the start if it waits itself."""
+  computation, name = runs[start].computation, runs[start].instruction.name
+  if not runs[start].instruction.opcode.endswith("-start"):
+    return start
+  for later, run in enumerate(runs[start + 1 :], start + 1):
     one = run.instruction
-    if run.computation == start.computation and name in one.operands:
+    if run.computation == computation and name in one.operands:
       if one.opcode.endswith("-done"):
         return later
       name = one.name  # of an update
-  return place
+  return start
+
+
+def _unjoined(program: Program, start: Run, collective: Collective) -> Collective:
+  """With the arrays that the compiler has joined into a single one, as it does for GPUs."""
+  around = program.computation(start.computation)
+  joined = around[start.instruction.operands[0].partition("#")[0]]
+  if len(collective.arrays) > 1:
+    return collective
+  whole, parts = collective.arrays[0], joined.operands
+  arrays = [array for operand in parts for array in arrays_of(around, operand)]
+  if len(parts) < 2 or sum(array.size for array in arrays) != whole.size:
+    return collective
+  return dataclasses.replace(
+    collective,
+    arrays=tuple(Array(whole.dtype, array.shape) for array in arrays),
+    sources=tuple(_source(part, around) for part in parts),
+  )
+
+
+def _source(operand: str, around: dict[str, Instruction]) -> str:
+  """JAX's name of the operation that makes an operand."""
+  one = around[operand.partition("#")[0]]
+  return one.source or (_source(one.operands[0], around) if one.operands else "")
 
 
 def _read(run: Run, kind: str, partitions: int) -> Collective:

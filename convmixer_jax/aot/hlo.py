@@ -59,7 +59,7 @@ class Instruction:
   """One line of a computation.
 
   Attributes:
-    name, opcode, operands, is_root: as in the text; names begin with %.
+    name, opcode, operands, is_root: as in the text; names begin with %, see `arrays_of`.
     arrays: its results.
     line: the text.
   """
@@ -193,7 +193,7 @@ class Program:
       return 0
     if one.opcode.endswith("-start"):
       return self._bytes_of_start(one)
-    operands = [around[name].arrays for name in one.operands if name in around]
+    operands = [arrays_of(around, operand) for operand in one.operands]
     if one.opcode in _SLICES:
       return sum(x.main_bytes for x in one.arrays) + sum(x.bytes for x in one.arrays)
     if one.opcode == "dynamic-update-slice":
@@ -215,6 +215,13 @@ class Program:
       return 0
     count = len(one.operands)  # (operands, destinations, context); the destinations are smaller
     return sum(x.bytes for x in one.arrays[count : 2 * count])
+
+
+def arrays_of(around: dict[str, Instruction], operand: str) -> tuple[Array, ...]:
+  """The results of an operand; "%name#1" is one of several."""
+  name, _, number = operand.partition("#")
+  arrays = around[name].arrays
+  return (arrays[int(number)],) if number else arrays
 
 
 def is_work(run: Run) -> bool:
@@ -273,8 +280,10 @@ def _read(body: dict[str, Instruction], index: int, whole: int) -> int:
   total = 0
   while names:
     name = names.pop()
+    if body[name].is_root:
+      return whole
     for user in (one for one in body.values() if name in one.operands):
-      if user.opcode == "bitcast":
+      if user.opcode == "bitcast" and not user.is_root:
         names.append(user.name)
       elif user.opcode in _SLICES and user.operands[0] == name:
         total += sum(x.bytes for x in user.arrays)

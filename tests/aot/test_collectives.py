@@ -67,6 +67,11 @@ dimensions={0}, to_apply=%sum
 ENTRY %main (p: f32[1024], q: f32[256,256]) -> f32[1024] {
   %p = f32[1024]{0} parameter(0)
   %q = f32[256,256]{1,0} parameter(1)
+  %kernel = f32[4,4]{1,0} slice(%q), metadata={op_name="jit(step)/transpose(jvp(m))/dot"}
+  %flat = f32[16]{0} bitcast(%kernel)
+  %count = f32[1]{0} slice(%q)
+  %joined = f32[17]{0} concatenate(%flat, %count), dimensions={0}
+  %two = f32[17]{0} all-reduce(%joined), replica_groups={}, to_apply=%sum
   %all-reduce-start = f32[1024]{0} all-reduce-start(%p), replica_groups={{0,1,2,3},{4,5,6,7}}, \
 to_apply=%sum, metadata={op_name="jit(step)/transpose(jvp(m))/dot"}
   %dot = f32[256,256]{1,0} dot(%q, %q), lhs_contracting_dims={1}, rhs_contracting_dims={0}
@@ -81,12 +86,20 @@ to_apply=%sum
 
 
 def test_what_runs_during_a_collective_covers_it():
-  overlapped, scattered, late = collectives(Program(textwrap.dedent(OVERLAPPED)))
+  _, overlapped, scattered, late = collectives(Program(textwrap.dedent(OVERLAPPED)))
   assert (overlapped.kind, overlapped.devices, overlapped.bytes) == ("all-reduce", 4, 4096)
   assert (overlapped.is_async, overlapped.covered) == (True, 3 * 4 * 256**2)
   assert (scattered.kind, scattered.bytes, scattered.traffic) == ("reduce-scatter", 4096, 7 * 512)
   assert (scattered.is_async, scattered.covered) == (True, 0)
   assert (late.devices, late.is_async, late.covered) == (8, False, 0)
+
+
+def test_arrays_that_the_compiler_joins_are_told_apart():
+  two, *_ = collectives(Program(textwrap.dedent(OVERLAPPED)))
+  assert [array.shape for array in two.arrays] == [(16,), (1,)]
+  assert two.sources == ("jit(step)/transpose(jvp(m))/dot", "")
+  parts = [part(two.kind, *pair, {16}) for pair in zip(two.arrays, two.sources, strict=True)]
+  assert parts == ["gradients", "metrics and norms"]
 
 
 @pytest.mark.parametrize(

@@ -129,18 +129,16 @@ def examine(config: config_dict.ConfigDict, compilation: Compilation) -> report.
   }
   config = copy.deepcopy(config)
   names = depthwise.CANDIDATES[target.platform]
-  if config.model.depthwise is None and len(names) == 1:
-    (config.model.depthwise,) = names
-  if config.model.depthwise is None:
+  if config.model.depthwise is None and len(names) > 1:
 
     def measure(small: config_dict.ConfigDict) -> tuple[Account, float | None]:
-      one = compilation.train(small, f"one block with {small.model.depthwise}")
+      one = compilation.train(small, f"one block with {small.model.depthwise or 'xla'}")
       parts = compilation.cycles(one)
       return one, sum(part.with_floors for part in parts.values()) if parts else None
 
     winner, compared, why = candidates.compare(config, target, measure)
     found["depthwise"] = report.of_candidates(winner, compared, why)
-    config.model.depthwise = winner.implementation
+    config.model.depthwise = candidates.setting(winner.implementation)
   evaluate = compilation.evaluate(config)
   train = compilation.train(config)
   parts = compilation.cycles(train)

@@ -31,13 +31,22 @@ class Candidate:
   milliseconds: float | None
 
 
+def setting(implementation: str) -> str | None:
+  """The config.model.depthwise of a run that takes an implementation because of None.
+
+  That of XLA is what None is lowered to on accelerators, with our gradients; "xla" leaves all
+  gradients of the model to JAX, which takes more memory.
+  """
+  return None if implementation == "xla" else implementation
+
+
 def one_block(config: config_dict.ConfigDict, implementation: str) -> config_dict.ConfigDict:
   """The config of a step that shows what an implementation costs, and compiles in a minute.
 
   It has one block and no augmentation: all blocks are alike, and the rest is not concerned.
   """
   small = copy.deepcopy(config)
-  small.model.update(depth=min(1, config.model.depth), depthwise=implementation)
+  small.model.update(depth=min(1, config.model.depth), depthwise=setting(implementation))
   small.parallel.scan = False
   nothing = ("crop_padding", "rotate", "shift", "zoom", "jitter", "mixup_alpha", "cutmix_alpha")
   small.augment.update({name: type(small.augment[name])(0) for name in nothing})
@@ -57,10 +66,11 @@ def compare(
     target: the devices.
     measure: compiles a training step; returns its account, and on TPUs the cycles of a core.
   """
-  found = []
+  found, cycled = [], False
   for name in depthwise.CANDIDATES[target.platform]:
     small = one_block(config, name)
     account, cycles = measure(small)
+    cycled = cycled or cycles is not None
     found.append(Candidate(name, account, _milliseconds(small, target, account, cycles)))
   able = [one for one in found if one.account.refused is None]
   if not able:
@@ -69,8 +79,11 @@ def compare(
     chosen = by_platform.default_on_cpu()
     winner = next((one for one in able if one.implementation == chosen), able[0])
     return winner, found, "it is what a run on this machine takes"
+  if len(able) == 1:
+    return able[0], found, "the compiler refused all others"
   winner = min(able, key=lambda one: one.milliseconds or 0.0)
-  return winner, found, _why(winner, able, target)
+  how = "operations and bytes over the peaks, one after the other"
+  return winner, found, _why(winner, able, "the schedule's cycles, with floors" if cycled else how)
 
 
 def _milliseconds(
@@ -84,12 +97,7 @@ def _milliseconds(
   return 1e3 * limits.images / limits.in_turn
 
 
-def _why(winner: Candidate, able: Sequence[Candidate], target: Target) -> str:
-  how = (
-    "the schedule's cycles, with floors"
-    if target.platform == "tpu"
-    else "operations and bytes over the peaks, one after the other"
-  )
+def _why(winner: Candidate, able: Sequence[Candidate], how: str) -> str:
   others = ", ".join(
     f"{one.milliseconds:.2f} with {one.implementation}" for one in able if one is not winner
   )

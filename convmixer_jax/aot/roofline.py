@@ -6,9 +6,9 @@ from ml_collections import config_dict
 
 from convmixer_jax.aot.targets import Chip
 
-# Depthwise convolutions that multiply and add on the vector units. The others are products on the
-# matrix units.
-_ON_VECTOR_UNITS = ("native", "taps", "xla")
+# Depthwise convolutions that multiply and add on the vector units; None is XLA's on accelerators.
+# The others are products on the matrix units.
+_ON_VECTOR_UNITS = (None, "native", "taps", "xla")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """`convmixer-compile`, or `python -m convmixer_jax.compile`: what a run needs, before renting it.
 
-  python -m convmixer_jax.compile --config=imagenet_1536_20 --target=v5e:16x16
+  python -m convmixer_jax.compile --config=imagenet_1536_20 --target=v5p:4x4x8
   python -m convmixer_jax.compile --config=imagenet_768_32 --target=h100x8 --json \\
     --config.data.batch_size=1024 --config.parallel.fsdp=8
 

@@ -111,6 +111,7 @@ def test_a_tpu_slice_from_start_to_end():
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
 def test_a_slice_that_does_not_exist():
-  done = start("--target=v5e:3x3", "--config.data.batch_size=63", *TINY)
+  sizes = ("--config.data.batch_size=63", "--config.data.eval_batch_size=63")
+  done = start("--target=v5e:3x3", *TINY, *sizes)
   assert done.returncode == 1
   assert done.stderr.splitlines()[-1].startswith("error: --target=v5e:3x3: ")

@@ -26,8 +26,8 @@ metadata={op_name="jit(step)/update/add"}
 # Two bundles, of which the second waits three cycles longer; with a product.
 SCHEDULE = """\
 = control target key end
-     0   : > { %s1 = inlined_call_operand.vmem [shape: f32[8], index: 0, kind: input, index: 0]   }
-   0x1   : > { %v2 = vmatmul.f32.gmra.mxu0 %v1 ;;  %s3 = vdelay 3 }
+     0   :  { %s1 = inlined_call_operand.vmem [shape: f32[8], index: 0, kind: input, index: 0]   }
+   0x1   :  { %v2 = vmatmul.f32.gmra.mxu0 %v1 ;;  %s3 = vdelay 3 }
 """
 
 

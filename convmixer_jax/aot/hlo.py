@@ -218,10 +218,16 @@ class Program:
 
 
 def arrays_of(around: dict[str, Instruction], operand: str) -> tuple[Array, ...]:
-  """The results of an operand; "%name#1" is one of several."""
-  name, _, number = operand.partition("#")
-  arrays = around[name].arrays
-  return (arrays[int(number)],) if number else arrays
+  """The results of an operand; "%name#1" is one of several, and may have several itself."""
+  name, *path = operand.split("#")
+  if not path:
+    return around[name].arrays
+  line = around[name].line
+  start = line.index(" = ") + 3
+  text = line[start : start + _end_of_type(line[start:])]
+  for number in path:
+    text = _elements(text)[int(number)]
+  return _arrays(text)
 
 
 def is_work(run: Run) -> bool:
@@ -249,12 +255,29 @@ def _parse(line: str) -> Instruction | None:
   while depth and close < len(rest):
     depth += (rest[close] == "(") - (rest[close] == ")")
     close += 1
-  arrays = tuple(
-    Array(dtype, tuple(int(n) for n in dims.split(",") if n), _space(layout))
-    for dtype, dims, layout in _ARRAY.findall(text[:end])
-  )
+  arrays = _arrays(text[:end])
   operands = tuple(re.findall(r"%[^\s,()]+", rest[:close]))
   return Instruction(match[2], opcode, arrays, operands, bool(match[1]), line)
+
+
+def _arrays(text: str) -> tuple[Array, ...]:
+  """The arrays of a type, those of nested tuples one after the other."""
+  return tuple(
+    Array(dtype, tuple(int(n) for n in dims.split(",") if n), _space(layout))
+    for dtype, dims, layout in _ARRAY.findall(text)
+  )
+
+
+def _elements(text: str) -> list[str]:
+  """The types in a tuple's type."""
+  found, depth = [""], 0
+  for letter in text[1:-1]:
+    depth += (letter in "([{") - (letter in ")]}")
+    if letter == "," and depth == 0:
+      found.append("")
+    else:
+      found[-1] += letter
+  return [element.strip() for element in found]
 
 
 def _end_of_type(text: str) -> int:

@@ -97,6 +97,15 @@ def test_bytes_are_those_of_slices_and_of_main_memory(program):
   assert launched == ["%row", "%copy-start", "%chip", "%copy.1"]
 
 
+def test_operands_may_be_parts_of_results():
+  text = "  %x = (f32[2]{0}, (s32[], bf16[3,4]{1,0:T(8,128)S(1)})) custom-call(%y#1, %z#0#1)"
+  around = {"%x": hlo._parse(text)}
+  assert around["%x"].operands == ("%y#1", "%z#0#1")
+  assert hlo.arrays_of(around, "%x#0") == (hlo.Array("f32", (2,)),)
+  assert hlo.arrays_of(around, "%x#1#1") == (hlo.Array("bf16", (3, 4), 1),)
+  assert len(hlo.arrays_of(around, "%x")) == 3
+
+
 def test_the_account_of_a_scan_counts_each_iteration():
   def step(x, ys):
     return jax.lax.scan(lambda x, y: (jnp.tanh(x @ y), x.sum()), x, ys)

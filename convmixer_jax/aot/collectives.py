@@ -150,7 +150,9 @@ def _read(run: Run, kind: str, partitions: int) -> Collective:
   one = run.instruction
   devices = 2 if kind == "collective-permute" else _group_size(one.line, partitions)
   arrays = list(one.arrays)
-  if one.opcode.endswith("-start") and kind == "collective-permute":
+  if one.opcode.endswith("-start") and " = ((" in one.line:  # ((operands), results)
+    arrays = arrays[len(one.operands) :]
+  elif one.opcode.endswith("-start") and kind == "collective-permute":
     arrays = arrays[1:2]  # operand, result, and the runtime's context
   elif one.opcode.endswith("-start") and kind == "all-gather":
     arrays = arrays[len(arrays) // 2 :]  # the operands, then the results

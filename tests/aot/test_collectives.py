@@ -80,17 +80,20 @@ to_apply=%sum, metadata={op_name="jit(step)/transpose(jvp(m))/dot"}
   %async-done = f32[128]{0} async-done(%async-start)
   %alone = f32[1024]{0} all-reduce(%p), replica_groups={{0},{1},{2},{3},{4},{5},{6},{7}}, \
 to_apply=%sum
+  %start = ((f32[1024]{0}), f32[1024]{0}) all-reduce-start(%p), replica_groups={}, to_apply=%sum
+  %done = f32[1024]{0} all-reduce-done(%start)
   ROOT %late = f32[1024]{0} all-reduce(%all-reduce-done), replica_groups={}, to_apply=%sum
 }
 """
 
 
 def test_what_runs_during_a_collective_covers_it():
-  _, overlapped, scattered, late = collectives(Program(textwrap.dedent(OVERLAPPED)))
+  _, overlapped, scattered, paired, late = collectives(Program(textwrap.dedent(OVERLAPPED)))
   assert (overlapped.kind, overlapped.devices, overlapped.bytes) == ("all-reduce", 4, 4096)
   assert (overlapped.is_async, overlapped.covered) == (True, 3 * 4 * 256**2)
   assert (scattered.kind, scattered.bytes, scattered.traffic) == ("reduce-scatter", 4096, 7 * 512)
   assert (scattered.is_async, scattered.covered) == (True, 0)
+  assert (paired.bytes, paired.is_async) == (4096, True)
   assert (late.devices, late.is_async, late.covered) == (8, False, 0)
 
 

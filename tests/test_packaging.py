@@ -72,7 +72,7 @@ def test_the_wheel_works_from_an_empty_directory(built, tmp_path):
   code = """
 import pathlib
 from absl import flags
-from convmixer_jax import __version__, config, main
+from convmixer_jax import __version__, config, errors, main
 main.define_flags([])
 flags.FLAGS(["test"])
 assert main.read_config(None) == config.read(config.path_of("digits"))
@@ -81,7 +81,7 @@ for name in config.names():
 print(__version__, *config.names())
 try:
   config.path_of("none")
-except config.UserError as error:
+except errors.UserError as error:
   print(error)
 """
   environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}

@@ -17,8 +17,8 @@ from absl import app, flags
 import jax
 from ml_collections import config_dict
 
-from benchmarks.lowered import lower_train_step
 from convmixer_jax import config as config_lib
+from convmixer_jax.aot.lowered import lower_train_step
 from convmixer_jax.model.scan import REMATS
 from convmixer_jax.parallel import sharding
 from convmixer_jax.training.build import make_model

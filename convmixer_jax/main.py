@@ -7,10 +7,8 @@ With --mode=eval, --config.init_from=WEIGHTS evaluates these weights instead of 
 """
 
 from collections.abc import Sequence
-import contextlib
 import json
 import pathlib
-import re
 import sys
 
 from absl import flags
@@ -18,6 +16,7 @@ from ml_collections import config_dict
 
 from convmixer_jax import cli, storage
 from convmixer_jax import config as config_lib
+from convmixer_jax.config import command_line
 from convmixer_jax.errors import UserError
 from convmixer_jax.parallel import processes
 
@@ -36,27 +35,7 @@ def define_flags(argv: Sequence[str]) -> None:
   )
   flags.DEFINE_integer("num_processes", None, "With --coordinator: number of processes.")
   flags.DEFINE_integer("process_id", None, "With --coordinator: index of this process, from 0.")
-  flags.DEFINE_string(
-    "config",
-    "digits",
-    f"Config file, or the name of a config: {', '.join(config_lib.names())}. "
-    "--config.section.key=value overrides a setting.",
-  )
-  with contextlib.suppress(flags.Error):  # from a --flagfile; absl reports it when it parses
-    argv = flags.FLAGS.read_flags_from_files(argv)
-  types = config_lib.types(config_lib.base())
-  for argument in argv:
-    found = re.match(r"--?(?:no)?(config\.[^=]+)", argument)
-    if found and found[1] not in flags.FLAGS:
-      flags.DEFINE_string(found[1], None, "Overrides this setting.")
-      # As in absl: --config.KEY means true, and --noconfig.KEY false.
-      flags.FLAGS[found[1]].boolean = types.get(found[1].partition(".")[2]) is bool
-
-
-def _overrides() -> dict[str, str]:
-  """The settings given on the command line, as {"section.key": text}."""
-  given = [name for name in flags.FLAGS if name.startswith("config.") and flags.FLAGS[name].present]
-  return {name.partition(".")[2]: str(flags.FLAGS[name].value) for name in given}
+  command_line.define_flags(argv)
 
 
 def read_config(workdir: pathlib.Path) -> config_dict.ConfigDict:
@@ -67,11 +46,9 @@ def read_config(workdir: pathlib.Path) -> config_dict.ConfigDict:
   """
   options = flags.FLAGS
   if options.mode == "train" or not options["config"].using_default_value:
-    config = config_lib.read(config_lib.path_of(options.config))
-  else:
-    config = config_lib.read_json(workdir / "config.json")
-  for key, text in _overrides().items():
-    config_lib.override(config, key, text)
+    return command_line.read_config()
+  config = config_lib.read_json(workdir / "config.json")
+  command_line.override(config)
   return config
 
 
@@ -105,7 +82,7 @@ def _dispatch(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
     if signum := train(config, workdir):
       sys.exit(128 + signum)
     return
-  if "init_from" in _overrides() and config.init_from:
+  if "init_from" in command_line.overrides() and config.init_from:
     if options.step is not None:
       raise UserError(
         "--step names a checkpoint, but --config.init_from evaluates other weights: give only one"

@@ -6,7 +6,7 @@ A bundle takes one cycle, and those of its delays. Stalls of memory and DMA are 
 import dataclasses
 import re
 
-_BUNDLE = re.compile(r"\s*(?:0x[0-9a-f]+|0)\s+((?:[A-Z]{2},?)+)?\s*:\s((?:> ?)*)\{(.*)")
+_BUNDLE = re.compile(r"\s*(?:0x[0-9a-f]+|0)\s+((?:[A-Z]{2},?)+)?\s*:\s+((?:> ?)*)\{(.*)")
 _EXIT = re.compile(r"scmp\.\w+\.s32\.totalorder %\w+, (%?\w+) /\*[^*]*loop exit")
 _DELAY = re.compile(r"vdelay (\d+)")
 

@@ -30,12 +30,14 @@ class Setting:
     is_allowed: whether a value is valid.
     allowed: description of the valid values, for error messages.
     or_none: whether None is also valid.
+    names: the valid values, if they are names.
   """
 
   default: Any
   is_allowed: Callable[[Any], bool] = lambda value: True
   allowed: str = ""
   or_none: bool = False
+  names: tuple[str | None, ...] = ()
 
 
 def positive(default: Any) -> Setting:
@@ -60,7 +62,8 @@ def fraction(default: Any) -> Setting:
 
 def one_of(names: Collection[str | None], default: Any) -> Setting:
   """One of the given names."""
-  return Setting(default, lambda value: value in names, f"allowed: {', '.join(map(str, names))}")
+  allowed = f"allowed: {', '.join(map(str, names))}"
+  return Setting(default, lambda value: value in names, allowed, names=tuple(names))
 
 
 def optional(setting: Setting | type) -> Setting:

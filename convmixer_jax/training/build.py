@@ -147,17 +147,33 @@ def _check_rest(config: config_dict.ConfigDict, rest: int) -> None:
     )
 
 
-def _check_sizes(batches: Batches, mesh: Mesh, key: str, unit: int) -> None:
-  """Checks that batches divide over devices and units, and that a training batch is not too big."""
-  size, devices, examples = batches.batch_size, mesh.size, len(batches.source)
+def check_shared(key: str, size: int, devices: int, unit: int) -> None:
+  """Checks that a batch divides over the devices.
+
+  Args:
+    key: of the batch's size in `config.data`.
+    size: images in a batch.
+    devices: how many share it.
+    unit: what must divide the size besides.
+
+  Raises:
+    UserError: says which size would do.
+  """
   step = math.lcm(devices, unit)
   if size % devices:
     raise UserError(
       f"config.data.{key} is {size}, which {devices} devices cannot share: set a multiple of {step}"
       f", such as --config.data.{key}={max(size // step, 1) * step}"
     )
+
+
+def _check_sizes(batches: Batches, mesh: Mesh, key: str, unit: int) -> None:
+  """Checks that batches divide over devices and units, and that a training batch is not too big."""
+  size, devices, examples = batches.batch_size, mesh.size, len(batches.source)
+  check_shared(key, size, devices, unit)
   if not batches.train:
     return
+  step = math.lcm(devices, unit)
   if size > examples and batches.drop_remainder:
     raise UserError(
       f"config.data.{key} is {size}, but there are only {examples} training examples: "
@@ -257,6 +273,11 @@ def make_step(
   return optimizer, step, fresh_state
 
 
+def make_normalize(config: config_dict.ConfigDict) -> Callable[[jax.Array], jax.Array]:
+  """Turns uint8 images into the model's input, for evaluation."""
+  return functools.partial(augment.normalize, mean=config.augment.mean, std=config.augment.std)
+
+
 def make_evaluator(
   config: config_dict.ConfigDict, mesh: Mesh, split: str, model: ConvMixer | None = None
 ) -> Evaluator:
@@ -289,8 +310,5 @@ def _evaluator(
   shard_batch: ShardBatch,
   split: str,
 ) -> Evaluator:
-  mean, std = config.augment.mean, config.augment.std
-  normalize = functools.partial(augment.normalize, mean=mean, std=std)
-  return Evaluator(
-    model, batches, shard_batch, normalize=normalize, workers=config.run.workers, name=split
-  )
+  normalize, workers = make_normalize(config), config.run.workers
+  return Evaluator(model, batches, shard_batch, normalize=normalize, workers=workers, name=split)

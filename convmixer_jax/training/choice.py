@@ -40,8 +40,17 @@ def with_depthwise(
   if jax.process_index() == 0:
     name = _choose(candidates, config, mesh.size, device, workdir)
   chosen = config.copy_and_resolve_references()
-  chosen.model.depthwise = processes.broadcast_text(name)
+  chosen.model.depthwise = setting(processes.broadcast_text(name))
   return chosen
+
+
+def setting(implementation: str) -> str | None:
+  """The `model.depthwise` of a run that takes an implementation where its config has None.
+
+  That of XLA is what None is lowered to on accelerators, with our gradients; "xla" leaves all
+  gradients of the model to JAX, which takes more memory.
+  """
+  return None if implementation == "xla" else implementation
 
 
 def _choose(

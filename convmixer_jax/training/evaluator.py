@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator
 import functools
-from typing import Any
+from typing import Any, cast
 
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 
 from convmixer_jax.data.batches import Batches
@@ -50,6 +51,16 @@ def predict_step(
   }
 
 
+def jitted(
+  step: Callable[..., Any], model: ConvMixer, normalize: Callable[[jax.Array], jax.Array]
+) -> Any:
+  """`eval_step` or `predict_step`, whose results are on every device of the model's mesh."""
+  return jax.jit(
+    functools.partial(step, model=model, normalize=normalize),
+    out_shardings=sharding.replicated(cast(Mesh, model.mesh)),
+  )
+
+
 class Evaluator:
   """Evaluates a model on one split of the data.
 
@@ -75,9 +86,8 @@ class Evaluator:
     self._shard_batch, self._workers = shard_batch, workers
     replicated = sharding.replicated(shard_batch.mesh)
 
-    def compiled(function: Any, what: str) -> compiling.Announced:
-      step = functools.partial(function, model=model, normalize=normalize)
-      return compiling.Announced(jax.jit(step, out_shardings=replicated), f'{what} on "{name}"')
+    def compiled(step: Any, what: str) -> compiling.Announced:
+      return compiling.Announced(jitted(step, model, normalize), f'{what} on "{name}"')
 
     self._gather = jax.jit(lambda variables: variables, out_shardings=replicated)
     self._step = compiled(eval_step, "the evaluation step")

@@ -24,7 +24,7 @@ def config(configs):
 def mesh(monkeypatch, tmp_path):
   """A stand-in for an accelerator's mesh, whose device computes on CPU."""
   monkeypatch.setattr(compiler, "cache_directory", lambda: tmp_path / "cache")
-  monkeypatch.setitem(choice.CANDIDATES, "gpu", ("xla", "taps"))
+  monkeypatch.setitem(choice.CANDIDATES, "gpu", ("banded", "taps"))
   cpu = jax.local_devices()[0]
   tried = []
   real = trial.try_each
@@ -41,14 +41,14 @@ def mesh(monkeypatch, tmp_path):
 def test_the_choice_is_logged_and_kept_by_run_and_machine(config, mesh, tmp_path, caplog):
   with caplog.at_level(logging.INFO):
     chosen = choice.with_depthwise(config, mesh, tmp_path / "run").model.depthwise
-  assert chosen in ("xla", "taps") and config.model.depthwise is None
-  assert mesh.tried == [(("xla", "taps"), (4, 8, 8, 4), 3, "float32")]
+  assert chosen in ("banded", "taps") and config.model.depthwise is None
+  assert mesh.tried == [(("banded", "taps"), (4, 8, 8, 4), 3, "float32")]
   (line,) = caplog.messages
   assert line.startswith(
     f"depthwise convolution on a GPU: {chosen}, for 4x8x8x4, kernel 3, float32"
   )
-  assert "xla " in line and "taps " in line and line.count(" ms") == 2
-  other = "xla" if chosen == "taps" else "taps"
+  assert "banded " in line and "taps " in line and line.count(" ms") == 2
+  other = "banded" if chosen == "taps" else "taps"
   files = [tmp_path / "run" / choice.FILE, tmp_path / "cache" / choice.FILE]
   for file in files:
     ((key, name),) = json.loads(file.read_text()).items()
@@ -69,3 +69,8 @@ def test_what_is_set_and_what_is_for_cpu_stays(config, mesh, tmp_path):
   config.model.depthwise = "xla"
   assert choice.with_depthwise(config, mesh, tmp_path) is config
   assert not mesh.tried and not list(tmp_path.iterdir())
+
+
+def test_xla_is_what_none_means_on_accelerators():
+  """The name would leave the gradients of the whole model to JAX."""
+  assert choice.setting("xla") is None and choice.setting("pallas") == "pallas"

@@ -146,6 +146,7 @@ def test_settings_are_flags_as_any_other(run_command, monkeypatch):
   assert (config.model.dim, config.data.train_split) == (16, "train")
 
 
+@pytest.mark.slow
 def test_a_run_whose_output_nobody_reads_ends_well(tmp_path):
   """Pipes stdout and stderr to `head -1`."""
   settings = " ".join([*SMALL, "--config.run.max_steps=8", "--config.run.log_every_steps=1"])

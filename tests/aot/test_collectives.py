@@ -43,6 +43,7 @@ def test_groups_on_a_device_leave_gradients_statistics_and_metrics_alone(config)
   assert not any(row["is_async"] for row in found.values())
 
 
+@pytest.mark.slow
 def test_fsdp_gathers_parameters(config):
   config.parallel.fsdp = 4
   config.model.dim = 64  # smaller arrays are not cut

@@ -53,9 +53,9 @@ def test_nothing_asked_for_is_normalisation_and_one_hot_labels():
   "setting",
   [
     {"crop_padding": 1},
-    {"resized_crop": FULL.resized_crop},
+    pytest.param({"resized_crop": FULL.resized_crop}, marks=pytest.mark.slow),
     {"flip": True},
-    {"policy": FULL.policy},
+    pytest.param({"policy": FULL.policy}, marks=pytest.mark.slow),
     {"jitter": 0.4},
     {"mixup_alpha": 0.5},
     {"cutmix_alpha": 0.5},

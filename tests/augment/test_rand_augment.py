@@ -24,8 +24,8 @@ def batch_of(photos, count):
   return np.resize(photos, (count, *photos.shape[1:]))
 
 
-@pytest.mark.parametrize("channels", [3, 1])
-@pytest.mark.parametrize("text", [TIMM, TORCHVISION])
+@pytest.mark.parametrize("channels", [3, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("text", [TIMM, pytest.param(TORCHVISION, marks=pytest.mark.slow)])
 def test_each_layer_is_pillows(photos, text, channels):
   policy, images = parse(text), batch_of(photos[..., :channels], 96)
   one_layer = dataclasses.replace(policy, layers=1)
@@ -105,7 +105,7 @@ def test_no_op_is_applied_at_probability_0(photos):
   np.testing.assert_array_equal(lib.rand_augment(KEY, photos, policy, FILL), photos)
 
 
-@pytest.mark.parametrize("text", [TIMM, TORCHVISION])
+@pytest.mark.parametrize("text", [pytest.param(TIMM, marks=pytest.mark.slow), TORCHVISION])
 def test_bits_do_not_depend_on_the_number_of_devices(photos, text):
   policy, images = parse(text), batch_of(photos, 64)
 
@@ -124,6 +124,7 @@ def test_bits_do_not_depend_on_the_number_of_devices(photos, text):
   assert (np.asarray(one) != images).any((1, 2, 3)).mean() > 0.6
 
 
+@pytest.mark.slow
 def test_bits_do_not_depend_on_the_platforms_way(photos, monkeypatch):
   """GPUs take all images at once, CPUs and TPUs one by one."""
   policy, images = parse(TIMM), batch_of(photos, 48)
@@ -140,6 +141,7 @@ def test_bits_do_not_depend_on_the_platforms_way(photos, monkeypatch):
   np.testing.assert_array_equal(in_turn, at_once)
 
 
+@pytest.mark.slow
 def test_an_image_does_not_depend_on_the_others(photos):
   policy, images = parse(TIMM), batch_of(photos, 32)
   others = images[:, ::-1].copy()
@@ -149,6 +151,7 @@ def test_an_image_does_not_depend_on_the_others(photos):
   assert (augment(images)[7] != images[7]).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [TIMM, TORCHVISION])
 def test_the_host_transform_changes_images_as_much(photos, text):
   """Includes the random parts: compares the share of changed images and the mean change."""

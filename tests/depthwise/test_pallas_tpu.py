@@ -16,7 +16,7 @@ TOLERANCES = {"float32": (1e-6, 1e-6, 1e-6), "bfloat16": (4e-3, 4e-3, 1e-6)}
 SHAPES = [
   (2, 8, 8, 3, 3, 3),
   (3, 7, 7, 2, 9, 9),  # a kernel wider than the map: taps share diagonals
-  (2, 14, 14, 2, 7, 8),  # a width that does not divide 128
+  pytest.param((2, 14, 14, 2, 7, 8), marks=pytest.mark.slow),  # a width that does not divide 128
 ]
 MORE_SHAPES = [
   *((1, 32, 32, 1, k, k) for k in range(2, 16)),

@@ -13,10 +13,19 @@ import pytest
 from convmixer_jax import ConvMixer
 from convmixer_jax.model.scan import REMATS
 from convmixer_jax.parallel import sharding
-from tests.depthwise.test_depthwise import IMPLEMENTATIONS
+from tests.depthwise.test_depthwise import needs_compiler
 from tests.plain_convmixer import PlainConvMixer
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+# Models with other implementations than the default one: slow tests, each beside a quick one.
+DEPTHWISE = [None, pytest.param("pallas", marks=pytest.mark.slow)]
+IMPLEMENTATIONS = [
+  None,
+  pytest.param("native", marks=[needs_compiler, pytest.mark.slow]),
+  *(pytest.param(name, marks=pytest.mark.slow) for name in ("taps", "xla", "banded", "pallas")),
+]
+SLOW_BFLOAT16 = pytest.param("bfloat16", marks=pytest.mark.slow)
+
 MODELS = {
   "gelu_odd": ConvMixer(12, 2, 5, 2, 7),
   "relu_odd": ConvMixer(12, 2, 3, 2, 7, "relu"),
@@ -45,7 +54,7 @@ def assert_trees_close(ours, theirs, tolerance):
     )
 
 
-@pytest.mark.parametrize("depthwise", [None, "pallas"])
+@pytest.mark.parametrize("depthwise", DEPTHWISE)
 @pytest.mark.parametrize("name", MODELS)
 def test_evaluation_logits_are_pytorchs(name, depthwise):
   golden = load(name)
@@ -53,7 +62,7 @@ def test_evaluation_logits_are_pytorchs(name, depthwise):
   np.testing.assert_allclose(logits, golden["eval_logits"], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("depthwise", [None, "pallas"])
+@pytest.mark.parametrize("depthwise", DEPTHWISE)
 @pytest.mark.parametrize("name", MODELS)
 def test_training_logits_statistics_and_gradients_are_pytorchs(name, depthwise):
   golden = load(name)
@@ -133,7 +142,7 @@ def test_bfloat16_is_close_to_float32():
   assert 1e-5 < error < 0.05
 
 
-@pytest.mark.parametrize("depthwise", [None, "pallas"])
+@pytest.mark.parametrize("depthwise", DEPTHWISE)
 @pytest.mark.parametrize("sizes", [(8, 2, 5, 2, 6, "gelu"), (9, 2, 4, 1, 6, "relu")], ids=str)
 def test_the_fused_path_gives_the_plain_modules_numbers(sizes, depthwise):
   image = jax.random.normal(jax.random.key(1), (4, 8, 6, 3))
@@ -165,7 +174,7 @@ def test_the_fused_path_gives_the_plain_modules_numbers(sizes, depthwise):
   np.testing.assert_allclose((ours_var - 0.9) * (count - 1), (their_var - 0.9) * count, rtol=1e-3)
 
 
-@pytest.mark.parametrize("depthwise", [None, "pallas"])
+@pytest.mark.parametrize("depthwise", DEPTHWISE)
 def test_groups_are_normalised_each_by_itself(depthwise):
   """Two groups of 4 images equal two batches of 4; running statistics are averaged."""
   image = jax.random.normal(jax.random.key(1), (8, 8, 6, 3))
@@ -305,7 +314,7 @@ def test_a_program_with_scan_does_not_grow_with_the_depth():
   assert size(9, False) > 2 * size(2, False)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", SLOW_BFLOAT16])
 def test_remat_keeps_two_maps_of_a_block_or_one(dtype):
   """The memory kept between the passes, in multiples of a feature map."""
 
@@ -329,7 +338,7 @@ def test_remat_keeps_two_maps_of_a_block_or_one(dtype):
   assert kept("none") > 4 * 3
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_activations_computed_again_cost_no_convolution_no_product_and_no_communication(devices):
   mesh = sharding.make_mesh(jax.devices()[:devices])
   image = jax.random.normal(jax.random.key(1), (8, 8, 8, 3))
@@ -361,6 +370,7 @@ def test_activations_computed_again_cost_no_convolution_no_product_and_no_commun
   assert_trees_close(got, want, 0)
 
 
+@pytest.mark.slow
 def test_remat_in_bfloat16_has_the_gradients_of_the_plain_model():
   golden = load("gelu_odd")
 
@@ -378,7 +388,7 @@ def test_remat_in_bfloat16_has_the_gradients_of_the_plain_model():
   assert_trees_close(gradient("activations"), gradient("none"), 5e-3)
 
 
-@pytest.mark.parametrize("depthwise", [None, "pallas"])
+@pytest.mark.parametrize("depthwise", DEPTHWISE)
 def test_gradients_of_products_in_bfloat16_are_not_rounded_to_it(depthwise):
   """Devices must not sum kernel gradients in bfloat16, with its eight bits."""
   golden = load("gelu_odd")
@@ -416,6 +426,7 @@ def loss_of(model, variables, image, params):
   return evaluate_and_train(model, variables, params, image)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "settings", [{}, pytest.param({"remat": "blocks"}, marks=pytest.mark.slow)], ids=str
 )
@@ -466,7 +477,7 @@ def test_forward_mode_without_xla_says_what_to_do():
     jax.linearize(probe, variables["params"])[1](variables["params"])
 
 
-@pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
+@pytest.mark.parametrize("axis_type", [pytest.param("Auto", marks=pytest.mark.slow), "Explicit"])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_gradient_under_shard_map_with_replicated_parameters(implementation, axis_type):
   model, variables, image = small_case()
@@ -498,8 +509,8 @@ def test_gradient_under_shard_map_with_replicated_parameters(implementation, axi
   [
     {},
     {"depthwise": "xla"},
-    {"depthwise": "pallas", "group_size": 2, "scan": True},
-    {"group_size": 8, "remat": "activations"},
+    pytest.param({"depthwise": "pallas", "group_size": 2, "scan": True}, marks=pytest.mark.slow),
+    pytest.param({"group_size": 8, "remat": "activations"}, marks=pytest.mark.slow),
     {"group_size": 8, "remat": "blocks"},  # a group spans several devices
   ],
   ids=str,
@@ -570,7 +581,7 @@ def test_no_dtype_is_what_images_and_parameters_promote_to(param_dtype, image_dt
 
 
 @pytest.mark.parametrize("remat", REMATS)
-@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "pallas"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_an_empty_batch(implementation, remat):
   model, variables, image = small_case()
   model = model.clone(depthwise=implementation, remat=remat)

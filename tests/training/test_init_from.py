@@ -125,6 +125,7 @@ def test_a_lower_rate_is_exactly_that_factor_in_the_first_update(config, tmp_pat
   assert np.abs(changes[1.0]["stem"]["kernel"]).min() > 0
 
 
+@pytest.mark.slow
 def test_a_head_of_another_size_is_new_and_the_rest_is_not(config, tmp_path, caplog):
   caplog.set_level(logging.INFO, "convmixer_jax")
   config.init_from, variables = weights_file(tmp_path / "weights", 7)

@@ -101,6 +101,7 @@ def test_the_training_split_is_evaluated_in_test_mode(config, whole, tmp_path):
   assert others == [[line[key] for key in keys] for line in lines(whole)]
 
 
+@pytest.mark.slow
 def test_the_most_accurate_checkpoint_is_tested_at_the_end(config, tmp_path):
   """As in the Keras example: the last 90 % of the training split, validated on the rest."""
   config.data.update(eval_split="test", test_split="train", eval_batch_size=96)
@@ -213,6 +214,7 @@ def test_a_workdir_that_is_in_use_is_left_alone(config, tmp_path):
   assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_a_run_that_lost_its_workdir_saves_no_more(config, tmp_path, monkeypatch):
   """As if suspended for minutes, on a file system without locks."""
 

@@ -30,7 +30,7 @@ def steps(config, count, devices=None):
   return state, losses
 
 
-@pytest.mark.parametrize("group_size", [None, 8])
+@pytest.mark.parametrize("group_size", [None, pytest.param(8, marks=pytest.mark.slow)])
 def test_eight_devices_take_the_steps_of_one(config, group_size):
   config.data.group_size = group_size
   config.optimizer.learning_rate = 0.001

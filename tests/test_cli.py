@@ -41,7 +41,11 @@ def test_the_message_is_the_last_line_also_where_a_task_failed_below():
   assert done.stderr.splitlines()[-1] == "error: the disk is full"
 
 
-@pytest.mark.parametrize("start", [["-m", "convmixer_jax.main"], ["convmixer-train"]], ids=" ".join)
+@pytest.mark.parametrize(
+  "start",
+  [pytest.param(["-m", "convmixer_jax.main"], marks=pytest.mark.slow), ["convmixer-train"]],
+  ids=" ".join,
+)
 def test_help_is_the_same_however_the_command_is_started(tmp_path, start):
   script = tmp_path / "convmixer-train"
   script.write_text("from convmixer_jax.main import run\nrun()\n")  # as pip writes it

@@ -35,6 +35,7 @@ def test_digits_from_start_to_end(run_command):
   assert lines[-1] == "It fits"
 
 
+@pytest.mark.slow
 def test_json_has_the_numbers(run_command):
   found = json.loads(
     run_command(command, "--target=cpu", "--json", *TINY, "--config.model.depthwise=taps")

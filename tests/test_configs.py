@@ -116,7 +116,8 @@ def test_the_authors_answer():
   assert config.optimizer.weight_decay == 2e-5
 
 
-@pytest.mark.parametrize("layout", [pytest.param("", marks=pytest.mark.slow), "train/"])
+@pytest.mark.parametrize("layout", ["", "train/"])
+@pytest.mark.slow
 def test_folder_starts_with_nothing_but_a_directory(tmp_path, layout):
   """With two dozen photos of different sizes; the model is small to compile quickly."""
   random, root = np.random.RandomState(0), tmp_path / "photos"

@@ -101,6 +101,7 @@ def test_settings_that_make_no_sense_together_with_a_finished_run(run_command, t
     run_command(main, "--mode=eval", f"--workdir={tmp_path}", "--step=2")
 
 
+@pytest.mark.slow
 def test_weights_are_evaluated_only_when_the_command_line_says_so(run_command, tmp_path):
   """The run's checkpoint differs from its initial weights."""
   first, run = tmp_path / "first", tmp_path / "run"

@@ -56,6 +56,7 @@ def test_only_768_32_has_relu():
   assert list_released() == list_models()[:3]
 
 
+@pytest.mark.slow
 def test_a_fresh_model_is_that_of_the_name_and_the_overrides():
   model, variables = create_model(SMALL, num_classes=5, in_chans=1, depth=1, dtype=jnp.bfloat16)
   assert model == ConvMixer(128, 1, 8, 1, 5, dtype=jnp.bfloat16)

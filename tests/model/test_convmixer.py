@@ -454,6 +454,7 @@ def test_xla_has_derivatives_of_any_mode_and_order(settings):
   assert_trees_close(*second, 1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_gradients_of_gradients(implementation):
   model, variables, image = small_case()
@@ -508,10 +509,12 @@ def test_gradient_under_shard_map_with_replicated_parameters(implementation, axi
   "settings",
   [
     {},
-    {"depthwise": "xla"},
+    pytest.param({"depthwise": "xla"}, marks=pytest.mark.slow),
     pytest.param({"depthwise": "pallas", "group_size": 2, "scan": True}, marks=pytest.mark.slow),
     pytest.param({"group_size": 8, "remat": "activations"}, marks=pytest.mark.slow),
-    {"group_size": 8, "remat": "blocks"},  # a group spans several devices
+    pytest.param(
+      {"group_size": 8, "remat": "blocks"}, marks=pytest.mark.slow
+    ),  # a group spans several devices
   ],
   ids=str,
 )

@@ -6,6 +6,8 @@ import time
 ROOT = pathlib.Path(__file__).parents[2]
 HANGS = """
 import time
+import pytest
+
 from convmixer_jax.parallel.watchdog import Watchdog
 
 def stuck():
@@ -35,6 +37,7 @@ def test_a_process_that_hangs_ends_with_the_place_where_it_does():
   assert seconds < 60
 
 
+@pytest.mark.slow
 def test_work_that_is_done_is_not_disturbed():
   for seconds in (1, None):
     found, _ = run(seconds, "pass")

@@ -66,6 +66,7 @@ FULL_POLICY = {
 }
 
 
+@pytest.mark.slow
 def test_averaged_weights_follow_their_formula_and_are_evaluated(config, tmp_path):
   config.step.ema_decay = 0.75
   experiment = Experiment(config)
@@ -84,6 +85,7 @@ def test_averaged_weights_follow_their_formula_and_are_evaluated(config, tmp_pat
   assert found[0].items() >= Experiment(config).evaluators["eval"](whole.ema).items()
 
 
+@pytest.mark.slow
 def test_the_training_split_is_evaluated_in_test_mode(config, whole, tmp_path):
   """As in the Flux blog: on images without augmentation, using the running statistics."""
   assert config.augment.crop_padding
@@ -187,8 +189,12 @@ def test_a_finished_run_says_so_and_what_it_says_works(config, tmp_path, capsys)
   ("run", "advice"),
   [
     pytest.param({"epochs": 1}, "--config.run.epochs=2", marks=pytest.mark.slow),
-    pytest.param({"max_steps": 4}, "--config.run.max_steps=8", marks=pytest.mark.slow),
-    ({"epochs": 1, "max_steps": 22}, "--config.run.epochs=2 --config.run.max_steps=44"),
+    ({"max_steps": 4}, "--config.run.max_steps=8"),
+    pytest.param(
+      {"epochs": 1, "max_steps": 22},
+      "--config.run.epochs=2 --config.run.max_steps=44",
+      marks=pytest.mark.slow,
+    ),
   ],
 )
 def test_a_finished_run_trains_longer_as_it_says(config, tmp_path, capsys, run, advice):

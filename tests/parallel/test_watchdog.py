@@ -3,11 +3,11 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[2]
 HANGS = """
 import time
-import pytest
-
 from convmixer_jax.parallel.watchdog import Watchdog
 
 def stuck():

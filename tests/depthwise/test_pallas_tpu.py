@@ -19,8 +19,8 @@ SHAPES = [
   pytest.param((2, 14, 14, 2, 7, 8), marks=pytest.mark.slow),  # a width that does not divide 128
 ]
 MORE_SHAPES = [
-  *((1, 32, 32, 1, k, k) for k in range(2, 16)),
-  *((2, side, side, 1, 9, 9) for side in (8, 16, 28, 56, 64)),
+  *((1, 32, 32, 1, k, k) for k in (2, 8, 9, 15)),
+  (2, 56, 56, 1, 9, 9),
   (2, 7, 7, 2, 15, 15),
   (1, 28, 28, 1, 5, 4),
   (2, 9, 40, 1, 15, 2),

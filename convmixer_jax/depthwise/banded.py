@@ -84,5 +84,5 @@ def _shifted(taps: int, inputs: int, outputs: int, low: int) -> Array:
 
 def _einsum(text: str, *arrays: Array) -> Array:
   """In float32; products of float32 arrays are not rounded to the units' bfloat16."""
-  settings = {"precision": lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
-  return jnp.einsum(text, *arrays, **settings)
+  precision = lax.Precision.HIGHEST
+  return jnp.einsum(text, *arrays, precision=precision, preferred_element_type=jnp.float32)

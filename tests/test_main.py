@@ -37,7 +37,7 @@ def start(*arguments, devices=8, module="main", **variables):
 @pytest.mark.slow
 def test_digits_from_start_to_evaluation(tmp_path):
   """The unchanged default config reaches 98 %, and an evaluation reproduces its result."""
-  run = start(f"--workdir={tmp_path}", devices=1)
+  run = start(f"--workdir={tmp_path}", devices=1, XLA_FLAGS="")  # unoptimized it takes minutes
   assert run.returncode == 0, run.stderr
   last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
   assert last["split"] == "eval"

@@ -10,7 +10,7 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 
-from convmixer_jax.depthwise import depthwise_conv, order_of
+from convmixer_jax.depthwise import depthwise_conv, order_of, orders
 
 # Of the norm of the difference from XLA's result at the highest precision.
 TOLERANCES = {"bfloat16": 1e-2, "float32": 1e-5}
@@ -70,10 +70,13 @@ def fastest(trials: Sequence[Trial]) -> str:
 
 def _try(name: str, expected: Any, x_bhwc: Array, kernel_hwc: Array, y_grad: Array) -> Trial:
   try:
-    program, order = _program(name, x_bhwc.shape), order_of(name)
-    arguments = _arranged(x_bhwc, order), kernel_hwc, _arranged(y_grad, order)
+    (_, height, width, _), order = x_bhwc.shape, order_of(name)
+    program, grid = _program(name, x_bhwc.shape), (height, width)
+    x, grad = (orders.reorder(array, "bhwc", order, grid) for array in (x_bhwc, y_grad))
+    arguments = x, kernel_hwc, grad
     y, x_grad, kernel_grad = jax.block_until_ready(program(*arguments))
-    found = _restored(y, order, x_bhwc.shape), _restored(x_grad, order, x_bhwc.shape), kernel_grad
+    maps = (orders.reorder(array, order, "bhwc", grid) for array in (y, x_grad))
+    found = *maps, kernel_grad
     error = max(map(_relative_error, found, expected))
     if not error <= TOLERANCES[x_bhwc.dtype.name]:
       return Trial(name, math.inf, f"differs from xla by {error:.1e}")
@@ -95,18 +98,6 @@ def _program(name: str, shape_bhwc: tuple[int, ...]) -> Any:
     return y, *vjp(y_grad)
 
   return run
-
-
-def _arranged(x_bhwc: Array, order: str) -> Array:
-  """The feature maps in `order`, "bhwc", "cbhw" or "cbp"."""
-  x = x_bhwc.transpose(["bhwc".index(letter) for letter in order.replace("p", "hw")])
-  return x.reshape(*x.shape[:2], -1) if "p" in order else x
-
-
-def _restored(x: Array, order: str, shape_bhwc: tuple[int, ...]) -> Array:
-  order = order.replace("p", "hw")
-  x = x.reshape([shape_bhwc["bhwc".index(letter)] for letter in order])
-  return x.transpose([order.index(letter) for letter in "bhwc"])
 
 
 def _relative_error(found: Array, expected: Array) -> float:

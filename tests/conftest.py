@@ -1,6 +1,8 @@
 """Shared fixtures; the tests run on eight CPU devices and with strict rank promotion."""
 
 import base64
+import gc
+import importlib.metadata
 import os
 import pathlib
 import re
@@ -8,9 +10,16 @@ import subprocess
 import sys
 
 # Set before JAX is imported, and inherited by subprocesses of the tests. Compilation takes most of
-# the tests' time, so the cache is kept between test runs, and LLVM optimizes only if XLA_FLAGS is
-# set, as in .ci/run.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# the tests' time, so the cache is kept between test runs, and XLA only does what is needed and
+# compiles quickly, unless XLA_FLAGS is set, as in .ci/run.
+os.environ.setdefault(
+  "XLA_FLAGS",
+  "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+  " --xla_cpu_use_onednn=false --xla_cpu_use_xnnpack=false"
+  # Later versions have only the emitters that compile slowly.
+  + " --xla_cpu_use_fusion_emitters=false"
+  * (importlib.metadata.version("jaxlib") < "0.11"),
+)
 os.environ |= {
   "JAX_PLATFORMS": "cpu",
   "JAX_NUM_CPU_DEVICES": "8",
@@ -29,6 +38,8 @@ import sklearn.datasets
 from convmixer_jax import cli, prepare
 from convmixer_jax.data import builders
 from tests.archives import golden, make
+
+gc.set_threshold(100_000, 50, 50)  # tracing makes many objects, few of them garbage
 
 
 def spoil_record(file, number):

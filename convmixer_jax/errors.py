@@ -1,6 +1,7 @@
-"""Exceptions that are shown to the user without a traceback, and a check of names."""
+"""Exceptions that are shown to the user without a traceback, and two checks."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+import contextlib
 
 
 class UserError(Exception):
@@ -31,3 +32,24 @@ def check_name(what: str, name: str, allowed: Collection[str]) -> None:
   """
   if name not in allowed:
     raise ValueError(f"{what} is {name!r}; allowed: {', '.join(allowed)}")
+
+
+def missing(package: str, extra: str) -> UserError:
+  """The error for a package that is not installed, and the extra that brings it."""
+  return UserError(f"{package} is not installed: pip install 'convmixer-jax[{extra}]'")
+
+
+@contextlib.contextmanager
+def needs(extra: str) -> Iterator[None]:
+  """For imports of packages that only an extra brings: `with needs("train"): import grain`.
+
+  Raises:
+    UserError: if one of them is not installed; says what to install.
+  """
+  try:
+    yield
+  except ModuleNotFoundError as error:
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "convmixer_jax"):
+      raise
+    raise missing(package, extra) from None

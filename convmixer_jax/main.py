@@ -17,7 +17,7 @@ from ml_collections import config_dict
 from convmixer_jax import cli, storage
 from convmixer_jax import config as config_lib
 from convmixer_jax.config import command_line
-from convmixer_jax.errors import UserError
+from convmixer_jax.errors import UserError, needs
 from convmixer_jax.parallel import processes
 
 
@@ -30,6 +30,9 @@ def define_flags(argv: Sequence[str]) -> None:
     "Directory of the run, new or to resume; also gs://BUCKET/...; default runs/NAME_OF_CONFIG.",
   )
   flags.DEFINE_integer("step", None, "For --mode=eval: step of the checkpoint; default the latest.")
+  flags.DEFINE_bool(
+    "per_class", False, "For --mode=eval: also the accuracy for each class; a second pass."
+  )
   flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, for several processes without a known launcher."
   )
@@ -73,8 +76,10 @@ def _dispatch(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
   import jax
 
   from convmixer_jax.native import xla_cache
-  from convmixer_jax.training.evaluate import evaluate_checkpoint, evaluate_weights
-  from convmixer_jax.training.loop import train
+
+  with needs("train"):
+    from convmixer_jax.training.evaluate import evaluate_checkpoint, evaluate_weights
+    from convmixer_jax.training.loop import train
 
   xla_cache.use_cache()
   options = flags.FLAGS
@@ -87,9 +92,9 @@ def _dispatch(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
       raise UserError(
         "--step names a checkpoint, but --config.init_from evaluates other weights: give only one"
       )
-    found = evaluate_weights(config)
+    found = evaluate_weights(config, per_class=options.per_class)
   else:
-    found = evaluate_checkpoint(config, workdir, options.step)
+    found = evaluate_checkpoint(config, workdir, options.step, per_class=options.per_class)
   if jax.process_index() == 0:
     print(json.dumps(found))
 

@@ -24,7 +24,7 @@ import numpy as np
 from convmixer_jax import cli
 from convmixer_jax import config as config_lib
 from convmixer_jax.data import batches
-from convmixer_jax.errors import UserError
+from convmixer_jax.errors import UserError, needs
 from convmixer_jax.native import xla_cache
 from convmixer_jax.parallel import sharding
 from convmixer_jax.results.history import History, label, read_history, read_sweep
@@ -211,13 +211,8 @@ def _draw_answers(
 
 def _drawings() -> tuple[ModuleType, ModuleType]:
   """The modules of the figures and the page; only these need matplotlib and jinja2."""
-  try:
+  with needs("plot"):
     from convmixer_jax.results import figures, page
-  except ModuleNotFoundError as error:
-    package = (error.name or "").partition(".")[0]
-    if package not in ("matplotlib", "jinja2"):
-      raise
-    raise UserError(f"plotting needs {package}: pip install 'convmixer-jax[plot]'") from None
   return figures, page
 
 

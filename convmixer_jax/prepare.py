@@ -26,14 +26,9 @@ from typing import Any
 from unittest import mock
 
 from absl import flags, logging
-import requests
-import tensorflow_datasets as tfds
-import urllib3
 
 from convmixer_jax import cli
-from convmixer_jax.data import tfrecord
-from convmixer_jax.data.builders import builder_of, reason
-from convmixer_jax.errors import UserError
+from convmixer_jax.errors import UserError, needs
 
 _TIMEOUT = (4, 8)  # seconds to connect, and between two chunks of a response
 
@@ -55,6 +50,13 @@ def prepare(
   Raises:
     UserError: if anything is missing, corrupt or invalid.
   """
+  with needs("train"):
+    import requests
+    import tensorflow_datasets as tfds
+
+    from convmixer_jax.data import tfrecord
+    from convmixer_jax.data.builders import builder_of, reason
+
   source = pathlib.Path(manual_dir).expanduser() if manual_dir else None
   try:
     # `main` prints one line in place of TFDS's output. Progress bars go to stderr.
@@ -103,6 +105,9 @@ def prepare(
 @contextlib.contextmanager
 def _impatient() -> Iterator[None]:
   """Limits downloads to two attempts with a short timeout; TFDS makes eleven, without one."""
+  import requests
+  import urllib3
+
   send = requests.adapters.HTTPAdapter.send
 
   def impatient(self: Any, request: Any, **options: Any) -> Any:
@@ -117,6 +122,8 @@ def main(argv: Sequence[str]) -> None:
   """Prepares the dataset named on the command line; an error exits with one line and status 1."""
   logging.set_verbosity(logging.WARNING)
   stdlib_logging.getLogger("urllib3").setLevel(stdlib_logging.ERROR)  # it warns on each attempt
+  with needs("train"):
+    import tensorflow_datasets as tfds
   if not sys.stderr.isatty():
     tfds.disable_progress_bar()
   options = flags.FLAGS

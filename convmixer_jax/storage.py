@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from typing import cast
 
-from convmixer_jax.errors import UserError
+from convmixer_jax.errors import UserError, missing
 
 _WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
@@ -32,7 +32,7 @@ def path_of(name: str | os.PathLike[str]) -> pathlib.Path:
       f"{text}: gs:// is the only supported object store. Mount another one as a directory"
     )
   if importlib.util.find_spec("gcsfs") is None:
-    raise UserError(f"{text}: the package gcsfs is missing: pip install 'convmixer-jax[gcs]'")
+    raise missing("gcsfs", "gcs")
   from etils import epath
 
   return cast(pathlib.Path, epath.Path(text))

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# To be sourced: creates or reuses a virtual environment with the project and the extras
-# in $1 ("test", "cuda", "test,torch", ...), and sets $python to its interpreter.
+# To be sourced: creates or reuses a virtual environment with the project, what
+# training needs, and the extras in $1 ("test", "cuda", "test,torch", ...), and sets $python to its interpreter.
 # PYTHON is the base interpreter, VENV the directory of the environment.
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
@@ -23,6 +23,6 @@ stamp=$(cat pyproject.toml launch/constraints.txt | cksum)
 if [ "$stamp" != "$(cat "$venv/installed.$1" 2>/dev/null)" ]; then
   echo "installing into $venv" >&2
   "$python" -m pip install -qq --disable-pip-version-check --constraint launch/constraints.txt \
-    --editable ".${1:+[$1]}"
+    --editable ".[train${1:+,$1}]"
   echo "$stamp" >"$venv/installed.$1"
 fi

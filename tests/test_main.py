@@ -14,6 +14,7 @@ import PIL.Image
 import pytest
 
 from convmixer_jax import main
+from convmixer_jax.data.datasets import open_source
 from convmixer_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -99,6 +100,11 @@ def test_settings_that_make_no_sense_together_with_a_finished_run(run_command, t
     run_command(main, *settings, "--config.seed=1")
   with pytest.raises(UserError, match="--step=2 is not in"):
     run_command(main, "--mode=eval", f"--workdir={tmp_path}", "--step=2")
+  found = json.loads(run_command(main, "--mode=eval", f"--workdir={tmp_path}", "--per_class"))
+  count_k = np.bincount(open_source("digits", "test").labels)
+  assert list(found["per_class_accuracy"]) == [str(k) for k in range(10)]
+  right_k = count_k * list(found["per_class_accuracy"].values())
+  np.testing.assert_allclose(right_k.sum() / count_k.sum(), found["accuracy"], rtol=1e-6)
 
 
 @pytest.mark.slow

@@ -332,7 +332,7 @@ def test_what_the_command_lacks_it_says_how_to_install(workdir, package):
   command = [sys.executable, "-c", code, str(workdir)]
   run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
   assert run.returncode == 1
-  assert run.stderr == f"error: plotting needs {package}: pip install 'convmixer-jax[plot]'\n"
+  assert run.stderr == f"error: {package} is not installed: pip install 'convmixer-jax[plot]'\n"
 
 
 def test_a_sweep_without_results(tmp_path):

@@ -11,7 +11,7 @@ import pathlib
 import re
 from typing import Any
 
-from convmixer_jax.errors import UserError
+from convmixer_jax.errors import UserError, missing
 
 _GIB = 2**30
 
@@ -184,10 +184,7 @@ def prepare(target: Target, dump: pathlib.Path | None = None) -> None:
   if target.platform in needs:
     module, extra = needs[target.platform]
     if importlib.util.find_spec(module) is None:
-      raise UserError(
-        f"--target={target.name} needs the compiler in {module}, which is not installed: run pip "
-        f"install 'convmixer_jax[{extra}]', or in a checkout pip install '.[{extra}]'"
-      )
+      raise missing(module, extra)
   jax.config.update("jax_platforms", "cpu")
   if target.platform == "cpu":
     if target.count > 1 and "JAX_NUM_CPU_DEVICES" not in os.environ:

@@ -160,6 +160,7 @@ KEYS: dict[str, Any] = dict(
     heartbeat_seconds=positive(100),  # a process silent for this long is dead and ends the others
     stall_seconds=positive(1800),  # with several processes: end after this long without a step
     max_corrupt=not_negative(10),  # corrupt examples to tolerate per split
+    profile_steps=optional(tuple),  # (first, last): trace these steps into WORKDIR/profile
   ),
   parallel=dict(
     fsdp=positive(1),  # devices that share one copy of the parameters and the optimiser state

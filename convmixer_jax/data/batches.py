@@ -14,13 +14,12 @@ import os
 from types import MappingProxyType
 
 from absl import flags
-import grain
 import numpy as np
 
 from convmixer_jax.data.corrupt import CorruptExamples
 from convmixer_jax.data.datasets import ArraySource, Source
 from convmixer_jax.data.preprocess import Preprocess
-from convmixer_jax.errors import CorruptError, UserError
+from convmixer_jax.errors import CorruptError, UserError, needs
 
 _log = logging.getLogger(__name__)
 
@@ -166,6 +165,9 @@ class Batches:
         _log.warning("%s Restarting the workers", reason)
 
   def _ahead(self, start: int, stop: int, workers: int) -> Iterator[tuple[Batch, dict[int, str]]]:
+    with needs("train"):
+      import grain  # here because it is slow to import
+
     numbers = grain.MapDataset.range(start, stop).map(self._make)
     workers = min(workers, os.cpu_count() or 1)
     # One thread keeps a core busy, and each worker gets one core.

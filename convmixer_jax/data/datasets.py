@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from convmixer_jax.errors import CorruptError, UserError
+from convmixer_jax.errors import CorruptError, UserError, needs
 
 Example = tuple[bytes | np.ndarray, int]
 
@@ -70,8 +70,8 @@ class TfdsSource:
   """A split of a TFDS dataset prepared as ArrayRecord; does not need TensorFlow."""
 
   def __init__(self, name: str, split: str, data_dir: str | None):
-    # Imported here because only this source needs TFDS.
-    import tensorflow_datasets as tfds
+    with needs("train"):
+      import tensorflow_datasets as tfds
 
     root = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     root = root.expanduser()
@@ -260,8 +260,8 @@ def digits(split: str) -> ArraySource:
   """
   if split not in ("train", "test"):
     raise UserError(f'a split of config.data is "{split}"; digits has train and test')
-  # Imported here because only this source needs scikit-learn.
-  from sklearn.datasets import load_digits
+  with needs("train"):
+    from sklearn.datasets import load_digits
 
   bunch = load_digits()
   order = np.random.RandomState(0).permutation(len(bunch.images))

@@ -7,7 +7,7 @@ import os
 import pathlib
 from typing import Any
 
-from convmixer_jax.errors import UserError
+from convmixer_jax.errors import UserError, missing
 from convmixer_jax.model import names
 from convmixer_jax.model.act_norm import ACTIVATIONS
 from convmixer_jax.model.convmixer import ConvMixer
@@ -79,7 +79,7 @@ def save(path: str | os.PathLike[str], weights: TrainedModel, *, layout: str = "
     import torch
   except ImportError:
     raise UserError(
-      f"writing {path} needs PyTorch: pip install torch; or end its name in {_SAFETENSORS}"
+      f"{missing('torch', 'torch')}; or end the name of {path} in {_SAFETENSORS}"
     ) from None
   partial = path.with_name(f"{path.name}.partial")
   torch.save({key: torch.tensor(array) for key, array in arrays.items()}, partial)

@@ -9,7 +9,7 @@ import queue
 import threading
 from typing import Any
 
-from convmixer_jax.errors import UserError
+from convmixer_jax.errors import UserError, missing
 from convmixer_jax.model import names
 from convmixer_jax.native import compiler
 
@@ -41,9 +41,7 @@ def fetch(name: str) -> pathlib.Path:
   try:
     import huggingface_hub as hub
   except ImportError:
-    raise UserError(
-      f"fetching {repository} needs a package: pip install huggingface_hub; or {by_hand}"
-    ) from None
+    raise UserError(f"{missing('huggingface_hub', 'hub')}; or {by_hand}") from None
   there = hub.try_to_load_from_cache(repository, _FILE)
   if isinstance(there, str):
     return pathlib.Path(there)

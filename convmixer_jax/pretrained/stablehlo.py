@@ -14,7 +14,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from convmixer_jax.errors import UserError
+from convmixer_jax.errors import UserError, missing
 from convmixer_jax.model.convmixer import ConvMixer
 from convmixer_jax.pretrained.trained import Preprocessing
 
@@ -47,7 +47,7 @@ def serialize(model: ConvMixer, variables: Any, image_shape: tuple[int, int, int
   try:
     return bytes(exported.serialize())
   except ImportError as error:  # JAX imports flatbuffers here without depending on it
-    raise UserError(f"StableHLO needs flatbuffers: pip install flatbuffers ({error})") from None
+    raise missing("flatbuffers", "export") from error
 
 
 def notes_of(path: pathlib.Path) -> pathlib.Path:

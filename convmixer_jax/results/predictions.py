@@ -25,6 +25,12 @@ class Predictions:
     """The fraction of correct predictions."""
     return float((self.label_n == self.predicted_n).mean())
 
+  def per_class(self, num_classes: int) -> list[float | None]:
+    """The fraction of correct predictions for each class; None for one without examples."""
+    matrix = self.confusion(num_classes)
+    counts = matrix.sum(1).tolist()
+    return [r / n if n else None for r, n in zip(matrix.diagonal().tolist(), counts, strict=True)]
+
   def confusion(self, num_classes: int) -> np.ndarray:
     """The confusion matrix, int [k, l]: how often class k was predicted as class l."""
     pair_n = self.label_n.astype(np.int64) * num_classes + self.predicted_n

@@ -19,6 +19,8 @@ from convmixer_jax.parallel import processes
 from convmixer_jax.results.history import read_lines
 from convmixer_jax.results.progress import Progress
 
+OnMetrics = Callable[[int, str, dict[str, float]], None]
+
 
 class Writer:
   """Writes the metrics of a run, on process 0 only.
@@ -30,6 +32,7 @@ class Writer:
     total_steps: steps of the whole run.
     batch_size: images per step, for the progress bar.
     check: raises an exception if another run has taken over the workdir.
+    on_metrics: also gets each line, as `train` says.
   """
 
   def __init__(
@@ -40,8 +43,9 @@ class Writer:
     total_steps: int,
     batch_size: int,
     check: Callable[[], None] = lambda: None,
+    on_metrics: OnMetrics | None = None,
   ):
-    self._check = check
+    self._check, self._on_metrics = check, on_metrics
     self._written: set[tuple[str, int]] = set()
     self._active = jax.process_index() == 0
     if not self._active:
@@ -110,6 +114,8 @@ class Writer:
     if split == "eval":
       self._accuracies[step] = values.get("accuracy", math.nan)
     self._progress.print(step, epoch, split, values)
+    if self._on_metrics is not None:
+      self._on_metrics(step, split, values)
 
   def say(self, text: str) -> None:
     """Prints a line to the terminal only."""

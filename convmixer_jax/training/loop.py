@@ -17,23 +17,29 @@ from convmixer_jax.errors import UserError
 from convmixer_jax.parallel import sharding
 from convmixer_jax.parallel.signals import Interrupt
 from convmixer_jax.parallel.watchdog import Watchdog
-from convmixer_jax.results.writer import Writer
+from convmixer_jax.results import starts
+from convmixer_jax.results.writer import OnMetrics, Writer
 from convmixer_jax.training import build, choice, compiling, init_from, metrics
 from convmixer_jax.training import workdir as workdirs
 from convmixer_jax.training.evaluate import restore_variables
 from convmixer_jax.training.experiment import Experiment
 from convmixer_jax.training.meter import Meter
+from convmixer_jax.training.profile import Profile
 
 _log = logging.getLogger(__name__)
 
 
-def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> int | None:
+def train(
+  config: config_dict.ConfigDict, workdir: pathlib.Path, *, on_metrics: OnMetrics | None = None
+) -> int | None:
   """Trains to the end of the run, resuming from the latest checkpoint in `workdir` if any.
 
   Args:
     config: see `config.base`.
-    workdir: where to write `config.json`, `class_names.json`, `metrics.jsonl`, event files
-      and `checkpoints/`.
+    workdir: where to write `config.json`, `class_names.json`, `metrics.jsonl`, `starts.jsonl`,
+      event files and `checkpoints/`.
+    on_metrics: called on process 0 with (step, split, values) for each line of `metrics.jsonl`,
+      for other loggers.
 
   Returns:
     None at the end of the run, or the number of the signal that stopped it after a save.
@@ -61,9 +67,12 @@ def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> int | None:
       total_steps=last,
       batch_size=config.data.batch_size,
       check=check_ours,
+      on_metrics=on_metrics,
     )
     stack.enter_context(writer)
-    _loop(experiment, state, writer, checkpoints, interrupt, watchdog)
+    stack.enter_context(starts.recorded(workdir, first))
+    profile = stack.enter_context(Profile(run.profile_steps, workdir))
+    _loop(experiment, state, writer, checkpoints, interrupt, watchdog, profile)
     if interrupt.signum is None:
       _finish(experiment, workdir, first, writer, checkpoints)
     return interrupt.signum
@@ -87,6 +96,7 @@ def _loop(
   checkpoints: manager.Checkpoints,
   interrupt: Interrupt,
   watchdog: Watchdog,
+  profile: Profile,
 ) -> None:
   """Runs the remaining steps, up to the last one or until a signal."""
   run, steps_per_epoch = experiment.config.run, experiment.steps_per_epoch
@@ -111,8 +121,10 @@ def _loop(
   batches = experiment.batches.iterate(first, last, run.workers)
   try:
     for step, batch in enumerate(batches, start=first + 1):
+      profile.begin(step)
       state, values = train_step(state, experiment.shard_batch(batch))
       meter.add(step, values)
+      profile.end(step, values)
       writer.advance()
       stops = interrupt.poll() is not None
       if stops or is_evaluated(step) or step % run.checkpoint_every_steps == 0:

@@ -31,3 +31,8 @@ def test_nothing_is_wrong():
   right = Predictions(LABEL, LABEL, PROBABILITY, PROBABILITY)
   assert right.confused_pairs(3) == []
   assert right.confidently_wrong(3).size == 0
+
+
+def test_accuracy_by_class():
+  """A class without examples has none."""
+  assert PREDICTIONS.per_class(4) == [1 / 3, 0, 1, None]

@@ -71,3 +71,13 @@ def test_a_run_that_has_lost_its_workdir_does_not_write_to_it(tmp_path):
   writer = Writer(tmp_path, first_step=0, total_steps=10, batch_size=4, check=fail)
   with pytest.raises(RuntimeError, match="lost"), writer:
     writer.flush()
+
+
+def test_other_loggers_get_each_line(tmp_path):
+  got = []
+  with Writer(
+    tmp_path, first_step=0, total_steps=4, batch_size=4, on_metrics=lambda *line: got.append(line)
+  ) as writer:
+    writer.write(2, 0.5, "train", {"loss": 1.25})
+    writer.write(4, 1.0, "eval", {"loss": 1.5, "accuracy": 0.5})
+  assert got == [(2, "train", {"loss": 1.25}), (4, "eval", {"loss": 1.5, "accuracy": 0.5})]

@@ -27,6 +27,7 @@ from convmixer_jax.data import batches
 from convmixer_jax.errors import UserError, needs
 from convmixer_jax.native import xla_cache
 from convmixer_jax.parallel import sharding
+from convmixer_jax.results import starts
 from convmixer_jax.results.history import History, label, read_history, read_sweep
 from convmixer_jax.training import build
 from convmixer_jax.training.evaluate import restore_variables
@@ -80,6 +81,8 @@ def draw_run(
     f"{m.activation}",
     "data": f"{config.data.dataset}, {config.data.image_size} pixels, {m.num_classes} classes",
     "planned": f"{config.run.epochs} epochs",
+    "seed": str(config.seed),
+    **starts.summary(starts.read(workdir)),
   }
   try:
     mesh = sharding.make_mesh()
@@ -98,15 +101,22 @@ def draw_run(
   if with_report:
     page = report.run_report(
       history,
-      config_lib.flatten(json.loads(config_lib.to_json(config))),
+      _flat(config),
+      _flat(config_lib.base()),
       summary=summary,
-      pictures={title: figures.to_svg(figure) for title, figure in pictures.items()},
+      pictures={
+        title: figures.to_svg(figure, with_title=False) for title, figure in pictures.items()
+      },
       notes=notes,
       mistakes=mistakes,
       pixelated=config.data.image_size < 64,
     )
     files.append(_write(workdir / "report.html", page))
   return files
+
+
+def _flat(config: config_dict.ConfigDict) -> dict[str, Any]:
+  return config_lib.flatten(json.loads(config_lib.to_json(config)))
 
 
 def draw_sweep(
@@ -137,7 +147,7 @@ def draw_sweep(
   }
   files = _save(figures, pictures, workdir / "plots")
   if with_report:
-    drawn = {title: figures.to_svg(figure) for title, figure in pictures.items()}
+    drawn = {title: figures.to_svg(figure, with_title=False) for title, figure in pictures.items()}
     files.append(_write(workdir / "report.html", report.sweep_report(name, sweep, drawn)))
   return files
 
@@ -177,7 +187,9 @@ def _draw_weights(
   kernels = [
     np.asarray(params[f"blocks_{i}"]["depthwise"]["kernel"])[:, :, 0] for i in range(depth)
   ]
-  drawn = {"Patch embedding": figures.patch_filters(np.asarray(params["stem"]["kernel"]), title)}
+  drawn, stem = {}, np.asarray(params["stem"]["kernel"])
+  if stem.shape[:2] != (1, 1):  # a patch of one pixel has no pattern
+    drawn["Patch embedding"] = figures.patch_filters(stem, title)
   if kernels:
     drawn["Depthwise kernels"] = figures.depthwise_kernels(kernels, title)
   if block is not None:
@@ -203,9 +215,10 @@ def _draw_answers(
   mistakes = report.mistakes_of(predictions, names, wrong)
   if len(names) > report.MATRIX_CLASSES:
     return {}, mistakes
-  right = f"{100 * predictions.accuracy():.2f} % of {len(predictions.label_n):,} images are correct"
+  right, count = 100 * predictions.accuracy(), len(predictions.label_n)
+  text = f"Step {step}: {right:.2f} % of {count:,} images are correct"
   matrix = predictions.confusion(len(names))
-  drawn = figures.confusion(matrix, names, f"Evaluation, step {step}: {right}")
+  drawn = figures.confusion(matrix, names, "Confusion matrix", text)
   return {"Confusion matrix": drawn}, mistakes
 
 

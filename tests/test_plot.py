@@ -21,7 +21,7 @@ from convmixer_jax.data.datasets import open_source
 from convmixer_jax.errors import UserError
 from convmixer_jax.optim.schedules import make_schedule
 from convmixer_jax.parallel import sharding
-from convmixer_jax.results import figures
+from convmixer_jax.results import figures, starts
 from convmixer_jax.results import page as report
 from convmixer_jax.results.history import History, read_history
 from convmixer_jax.results.predictions import Predictions
@@ -135,7 +135,7 @@ def test_pictures_show_the_metrics_and_the_weights_of_the_run(workdir, drawn):
   np.testing.assert_array_equal(
     grid[1:7:3, 1:7:3], np.asarray(variables["params"]["stem"]["kernel"])[:, :, 0, 0]
   )
-  assert "tiny, step 44" in drawn["patch_embedding"].axes[0].get_title()
+  assert drawn["patch_embedding"].get_suptitle() == "tiny, step 44"
   assert "confusion_matrix" not in drawn  # it would need the data
 
 
@@ -164,9 +164,16 @@ def test_report_of_a_run(workdir, drawn):
   assert all(r.startswith(("data:image/", "#")) for r in page.references)
   assert sum(r.startswith("data:image/svg+xml") for r in page.references) == 5
   config = config_lib.flatten(json.loads((workdir / "config.json").read_text()))
+  defaults = config_lib.flatten(json.loads(config_lib.to_json(config_lib.base())))
   for key, value in config.items():
     where = page.cells.index(f"config.{key}")
     assert json.loads(page.cells[where + 1]) == value
+    default = page.cells[where + 2]
+    assert (json.loads(default) if default else value) == defaults[key]
+    assert bool(default) == (value != defaults[key])
+  (start,) = starts.read(workdir)
+  for name, said in starts.summary([start]).items():
+    assert page.cells[page.cells.index(name) + 1] == said
   last = [line for line in lines(workdir) if line["split"] == "eval_ema"][-1]
   where = page.cells.index("evaluation, averaged weights")
   assert page.cells[where + 1 : where + 5] == [
@@ -186,8 +193,8 @@ def test_the_newest_readable_checkpoint_counts(workdir, drawn):
   plot.draw_run(workdir)
   _, labels, probabilities = answers_by_hand(workdir, 22)
   right = 100 * (probabilities.argmax(1) == labels).mean()
-  title = drawn["confusion_matrix"].axes[0].get_title()
-  assert title == f"Evaluation, step 22: {right:.2f} % of 360 images are correct"
+  text = drawn["confusion_matrix"].get_supxlabel()
+  assert text == f"Step 22: {right:.2f} % of 360 images are correct"
 
 
 def test_a_run_that_has_just_begun(workdir, drawn, capsys):
@@ -232,7 +239,7 @@ def test_colour_images_of_files(image_folder, tmp_path, drawn):
   train(config, tmp_path)
   page = Page(plot.draw_run(tmp_path)[-1].read_text())
   assert "depthwise_kernels" not in drawn  # the model has no blocks
-  assert drawn["patch_embedding"].axes[0].images[0].get_array().shape == (28, 28, 3)
+  assert drawn["patch_embedding"].axes[0].images[0].get_array().shape == (19, 46, 3)
   for image in page.pixels():
     assert image.shape == (40, 40, 3)
   wrong = int(page.text.split(" of 4 images are misclassified")[0].split()[-1])

@@ -1,7 +1,7 @@
 """The report of a run or a sweep: one self-contained HTML page, from `page.html.jinja`."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import dataclasses
 import importlib.resources
 import io
@@ -22,7 +22,7 @@ MATRIX_CLASSES = 20
 _CAPTIONS = {
   "Curves": "Training: averages since the previous point, on augmented images, with batch "
   "statistics. Evaluation: the whole split, not augmented, with running statistics.",
-  "Depthwise kernels": "The neighbourhood that each channel weighs, block by block.",
+  "Depthwise kernels": "How each channel weighs its neighbourhood.",
   "Patch embedding": "The pattern in an image patch that each channel responds to.",
   "Confusion matrix": "Number of images per cell; correct predictions are on the diagonal.",
 }
@@ -30,12 +30,16 @@ _CAPTIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """A table whose first cell names each row; `kind` is "numbers" or "words", for the others."""
+  """A table whose first cell names each row; `kind` is "numbers" or "words", for the others.
+
+  `marked` has the indices of rows that stand out.
+  """
 
   head: Sequence[str]
   rows: Sequence[Sequence[Any]]
   caption: str = ""
   kind: str = "numbers"
+  marked: Collection[int] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +53,13 @@ class Mistake:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-  """The content below one title, in this order; `picture` is SVG."""
+  """The content below one title; `lead` comes before the table, `text` after it; SVG `picture`."""
 
   title: str
   table: Table | None = None
   notes: Sequence[str] = ()
   text: str = ""
+  lead: str = ""
   picture: bytes = b""
   mistakes: Sequence[Mistake] = ()
 
@@ -72,6 +77,7 @@ class Section:
 def run_report(
   history: History,
   config: Mapping[str, Any],
+  defaults: Mapping[str, Any],
   *,
   summary: Mapping[str, str],
   pictures: Mapping[str, bytes],
@@ -83,22 +89,35 @@ def run_report(
 
   Args:
     history: metrics of the run.
-    config: {"section.key": value}.
+    config, defaults: {"section.key": value}.
     summary: {name: value}, shown first.
     pictures: SVG files by section title.
     notes: what is missing, and why.
     mistakes: from `mistakes_of`, if the run could be evaluated.
     pixelated: show the pixels of enlarged images.
   """
-  settings = [[f"config.{key}", json.dumps(value)] for key, value in config.items()]
   sections = [
     Section("Summary", Table((), list(summary.items()), kind="words"), notes),
     _results(history),
     *(Section(title, picture=svg) for title, svg in pictures.items()),
     *([mistakes] if mistakes else []),
-    Section("Config", Table(["setting", "value"], settings, kind="words")),
+    _config(config, defaults),
   ]
   return render(f"ConvMixer: {history.name}", sections, pixelated)
+
+
+def _config(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> Section:
+  rows: list[list[str]] = []
+  changed = []
+  for key, value in config.items():
+    default = defaults.get(key)
+    if value != default:
+      changed.append(len(rows))
+    was = "" if value == default else json.dumps(default)
+    rows.append([f"config.{key}", json.dumps(value), was])
+  head = ["setting", "value", "default, if another"]
+  text = f"{len(changed)} of {len(rows)} settings differ from the defaults; they are bold."
+  return Section("Config", Table(head, rows, kind="words", marked=changed), lead=text)
 
 
 def sweep_report(name: str, sweep: Sweep, pictures: Mapping[str, bytes]) -> str:

@@ -62,6 +62,27 @@ def seconds(starts: list[dict[str, Any]]) -> float:
   return sum(span.total_seconds() for span in spans)
 
 
+def summary(starts: list[dict[str, Any]]) -> dict[str, str]:
+  """What a report says of these starts, as {name: text}; empty if there are none."""
+  if not starts:
+    return {}
+  last, count, killed = starts[-1], len(starts), sum(not x["ended"] for x in starts)
+  took = f"{datetime.timedelta(seconds=round(seconds(starts)))}"
+  if count > 1:
+    took += f", in {count} starts"
+  if killed:
+    were = "was killed or still runs" if killed == 1 else "were killed or still run"
+    took += f", without {killed} that {were}"
+  versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
+  return {
+    "started": starts[0]["began"].replace("T", " ").replace("+00:00", " UTC"),
+    "duration": took,
+    "devices": last["devices"],
+    "versions": versions,
+    **({"commit": last["commit"]} if last["commit"] else {}),
+  }
+
+
 def _now() -> str:
   return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 

@@ -84,9 +84,9 @@ def tile(image, index, columns, size):
 @pytest.mark.parametrize("channels", [1, 2, 3])
 def test_patch_filters_are_the_weights(channels):
   kernel = np.random.default_rng(0).normal(size=(7, 7, channels, 10))
-  axes = figures.patch_filters(kernel, "run").axes[0]
-  image = axes.images[0]
-  found = tile(image.get_array(), 6, 4, 7)
+  figure = figures.patch_filters(kernel, "run")
+  image = figure.axes[0].images[0]
+  found = tile(image.get_array(), 6, 5, 7)
   if channels == 3:
     limit = np.quantile(np.abs(kernel), 0.995)
     expected = 0.5 + 0.5 * np.clip(kernel[..., 6] / limit, -1, 1)
@@ -94,16 +94,17 @@ def test_patch_filters_are_the_weights(channels):
   else:
     np.testing.assert_allclose(found, kernel[..., 6].mean(-1))
     assert image.norm.vmin == -image.norm.vmax
-  assert "all 10 filters of 7x7 pixels" in axes.get_title()
+  assert figure.get_suptitle() == "run"
+  assert figure.get_supxlabel().startswith("All 10 filters of 7x7 pixels. ")
 
 
 def test_small_patches_and_zero_weights():
   kernel = np.zeros((1, 1, 1, 300))
-  axes = figures.patch_filters(kernel, "run").axes[0]
-  assert "the first 256 of 300 filters" in axes.get_title()
-  image = axes.images[0].get_array()
-  assert image.shape == (16 * 7 + 1, 16 * 7 + 1)  # tiles are enlarged to six pixels
-  assert (tile(image, 255, 16, 6) == 0).all()
+  figure = figures.patch_filters(kernel, "run")
+  assert figure.get_supxlabel().startswith("The first 256 of 300 filters")
+  image = figure.axes[0].images[0].get_array()
+  assert image.shape == (10 * 7 + 1, 26 * 7 + 1)  # tiles are enlarged to six pixels
+  assert (tile(image, 255, 26, 6) == 0).all()
 
 
 def test_depthwise_kernels_of_each_block():
@@ -117,21 +118,22 @@ def test_depthwise_kernels_of_each_block():
 
 
 def test_every_kernel_of_one_block():
-  """The figure of the Keras example: 256 kernels of 5x5 in rows of 16."""
+  """The figure of the Keras example: 256 kernels of 5x5."""
   kernel = np.random.default_rng(0).normal(size=(5, 5, 256))
-  axes = figures.block_kernels(kernel, "run, block 4 of 8").axes[0]
-  grid = axes.images[0].get_array()
+  figure = figures.block_kernels(kernel, "run, block 4 of 8")
+  grid = figure.axes[0].images[0].get_array()
   for number in (0, 255):
-    found = tile(grid, number, 16, 10)[::2, ::2]  # pixels are doubled
+    found = tile(grid, number, 26, 10)[::2, ::2]  # pixels are doubled
     np.testing.assert_array_equal(found, kernel[..., number])
-  assert axes.get_title().startswith("run, block 4 of 8: all 256 kernels of 5x5\n")
+  assert figure.get_suptitle() == "run, block 4 of 8"
+  assert figure.get_supxlabel().startswith("All 256 kernels of 5x5. ")
 
 
 def test_a_deep_model_shows_some_blocks():
   kernels = [np.full((3, 3, 80), float(block + 1)) for block in range(32)]
   axes = [panel for panel in figures.depthwise_kernels(kernels, "run").axes if panel.images]
   titles = [panel.get_title() for panel in axes]
-  assert len(axes) == 9
+  assert len(axes) == 8
   assert titles[0].startswith("block 1 of 32")
   assert titles[-1].startswith("block 32 of 32")
   assert axes[-1].images[0].get_array().max() == 32
@@ -181,3 +183,22 @@ def test_files(tmp_path):
   assert b"<svg" in svg.read_bytes()
   once, again = (figures.to_svg(figures.curves([RUN])) for _ in range(2))
   assert once == again  # no date and no random ids
+
+
+def test_a_page_with_headings_needs_no_titles():
+  figure = figures.curves([RUN])
+  assert b"Training and evaluation of a" in figures.to_svg(figure)
+  assert b"Training and evaluation" not in figures.to_svg(figure, with_title=False)
+
+
+def test_all_figures_have_one_width():
+  kernel = np.ones((3, 3, 3, 8))
+  sizes = [
+    figures.curves([RUN]),
+    figures.schedule([RUN], [np.zeros((0, 2))]),
+    figures.patch_filters(kernel, "run"),
+    figures.depthwise_kernels([kernel[:, :, 0]] * 3, "run"),
+    figures.block_kernels(kernel[:, :, 0], "run"),
+    figures.confusion(np.eye(3, dtype=int), list("abc"), "run"),
+  ]
+  assert {figure.get_figwidth() for figure in sizes} == {figures.WIDTH}

@@ -35,3 +35,23 @@ def test_duration_counts_what_was_not_killed(tmp_path):
   ]
   (tmp_path / "starts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
   assert starts.seconds(starts.read(tmp_path)) == 3620
+
+
+def test_summary():
+  assert starts.summary([]) == {}
+  line = {
+    "began": "2026-01-01T10:00:00+00:00",
+    "ended": "2026-01-01T12:00:05+00:00",
+    "devices": "8 x TPU v5e",
+    "versions": {"jax": "1.2", "python": "3.13"},
+    "commit": None,
+  }
+  assert starts.summary([line]) == {
+    "started": "2026-01-01 10:00:00 UTC",
+    "duration": "2:00:05",
+    "devices": "8 x TPU v5e",
+    "versions": "jax 1.2, python 3.13",
+  }
+  found = starts.summary([{**line, "ended": None}, {**line, "commit": "abc"}])
+  assert found["duration"] == "2:00:05, in 2 starts, without 1 that was killed or still runs"
+  assert found["commit"] == "abc"

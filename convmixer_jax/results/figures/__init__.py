@@ -8,9 +8,10 @@ from convmixer_jax.results.figures.grids import (
 )
 from convmixer_jax.results.figures.lines import curves, schedule
 from convmixer_jax.results.figures.scatter import sweep
-from convmixer_jax.results.figures.style import save, to_svg
+from convmixer_jax.results.figures.style import WIDTH, save, to_svg
 
 __all__ = [
+  "WIDTH",
   "block_kernels",
   "confusion",
   "curves",

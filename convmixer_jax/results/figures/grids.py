@@ -10,7 +10,9 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 import numpy as np
 
-from convmixer_jax.results.figures.style import SETTINGS
+from convmixer_jax.results.figures.style import SETTINGS, WIDTH
+
+_WIDE = 2.5  # width over height of a grid that fills a figure
 
 
 def patch_filters(kernel_hwcf: np.ndarray, title: str, most: int = 256) -> Figure:
@@ -24,9 +26,9 @@ def patch_filters(kernel_hwcf: np.ndarray, title: str, most: int = 256) -> Figur
   channels, count = kernel_hwcf.shape[2:]
   kernel_fhwc = kernel_hwcf.transpose(3, 0, 1, 2)[:most]
   limit = _limit(kernel_fhwc)
-  columns = _columns(len(kernel_fhwc))
+  columns = _columns(len(kernel_fhwc), _WIDE)
   with matplotlib.rc_context(SETTINGS):
-    figure = Figure(figsize=(7.5, 7.5), layout="compressed")
+    figure = Figure(figsize=(WIDTH, WIDTH / _WIDE + 0.6), layout="compressed")
     axes = figure.subplots()
     scale = f"each in [-{limit:.2g}, {limit:.2g}]"
     if channels == 3:
@@ -39,13 +41,13 @@ def patch_filters(kernel_hwcf: np.ndarray, title: str, most: int = 256) -> Figur
       how += f"; mean of {channels} channels." if channels > 1 else "."
     shown = _shown(len(kernel_fhwc), count, "filters")
     size = f"{kernel_hwcf.shape[0]}x{kernel_hwcf.shape[1]} pixels"
-    axes.set_title(f"{title}: {shown} of {size}\n{how}", fontsize=10)
     axes.set_axis_off()
+    _describe(figure, title, f"{shown} of {size}. {how}")
     return figure
 
 
 def depthwise_kernels(
-  kernels_hwf: Sequence[np.ndarray], title: str, most: int = 64, blocks: int = 9
+  kernels_hwf: Sequence[np.ndarray], title: str, most: int = 64, blocks: int = 8
 ) -> Figure:
   """The depthwise kernels, with one grid and one scale per block.
 
@@ -57,25 +59,22 @@ def depthwise_kernels(
   """
   depth, (size, _, dim) = len(kernels_hwf), kernels_hwf[0].shape
   chosen = np.unique(np.linspace(0, depth - 1, min(depth, blocks)).round().astype(int))
-  columns = min(len(chosen), 2 if len(chosen) <= 4 else 3)
+  columns = min(len(chosen), 4)
   rows = math.ceil(len(chosen) / columns)
   with matplotlib.rc_context(SETTINGS):
-    figure = Figure(figsize=(max(3.6 * columns, 6), 3.9 * rows + 0.6), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 2.9 * rows + 0.6), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for axes, block in zip(panels, chosen, strict=False):
       kernel_fhw = kernels_hwf[block].transpose(2, 0, 1)[:most]
       limit = _limit(kernel_fhw)
-      grid = _mosaic(kernel_fhw, _columns(len(kernel_fhw)), np.nan)
+      grid = _mosaic(kernel_fhw, _columns(len(kernel_fhw), 1), np.nan)
       _draw_signed(axes, grid, limit, with_bar=False)
       axes.set_title(f"block {block + 1} of {depth}, ±{limit:.2g}", fontsize=10)
     for axes in figure.axes:
       axes.set_axis_off()
     shown = _shown(min(most, dim), dim, "kernels")
-    figure.suptitle(
-      f"{title}: {shown} of {size}x{size} in a block\n"
-      "Orange is negative, white is 0, purple is positive; the scale is in each title.",
-      fontsize=10,
-    )
+    how = "Orange is negative, white is 0, purple is positive, up to the number at each block."
+    _describe(figure, title, f"{shown} of {size}x{size} in each block. {how}")
     return figure
 
 
@@ -88,23 +87,32 @@ def block_kernels(kernel_hwf: np.ndarray, title: str) -> Figure:
   """
   size, _, dim = kernel_hwf.shape
   with matplotlib.rc_context(SETTINGS):
-    figure = Figure(figsize=(8.5, 8.5), layout="compressed")
+    figure = Figure(figsize=(WIDTH, WIDTH / _WIDE + 0.6), layout="compressed")
     axes = figure.subplots()
-    grid = _mosaic(kernel_hwf.transpose(2, 0, 1), _columns(dim), np.nan)
+    grid = _mosaic(kernel_hwf.transpose(2, 0, 1), _columns(dim, _WIDE), np.nan)
     _draw_signed(axes, grid, _limit(kernel_hwf), with_bar=True)
     how = "Orange is negative, white is 0, purple is positive."
-    axes.set_title(f"{title}: {_shown(dim, dim, 'kernels')} of {size}x{size}\n{how}", fontsize=10)
     axes.set_axis_off()
+    _describe(figure, title, f"{_shown(dim, dim, 'kernels')} of {size}x{size}. {how}")
     return figure
 
 
-def confusion(confusion_kl: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
-  """The confusion matrix: counts in the cells, coloured by their share of the true class."""
+def confusion(
+  confusion_kl: np.ndarray, class_names: Sequence[str], title: str, text: str = ""
+) -> Figure:
+  """The confusion matrix: counts in the cells, coloured by their share of the true class.
+
+  Args:
+    confusion_kl: counts, int [true class, predicted class].
+    class_names: of both.
+    title: title of the figure.
+    text: what is written below it.
+  """
   total_k1 = confusion_kl.sum(1, keepdims=True)
   share_kl = confusion_kl / np.maximum(total_k1, 1)
-  side = max(0.5 * len(class_names) + 2.5, 5)
+  side = max(0.45 * len(class_names) + 2, 5)
   with matplotlib.rc_context({**SETTINGS, "axes.grid": False}):
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    figure = Figure(figsize=(WIDTH, side), layout="compressed")
     axes = figure.subplots()
     # A power norm, so that an error rate of 1 % is still visible.
     image = axes.imshow(100 * share_kl, cmap="Blues", norm=PowerNorm(0.4, 0, 100))
@@ -119,7 +127,8 @@ def confusion(confusion_kl: np.ndarray, class_names: Sequence[str], title: str) 
     turned: dict[str, Any] = {"rotation": 45, "ha": "right"} if is_long else {}
     axes.set_xticks(ticks, class_names, **turned)
     axes.set_yticks(ticks, class_names)
-    axes.set(xlabel="predicted class", ylabel="true class", title=title)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    _describe(figure, title, text)
     bar = figure.colorbar(image, ax=axes, shrink=0.8, ticks=[0, 1, 5, 20, 50, 100])
     bar.set_label("share of the true class [%]")
     return figure
@@ -130,8 +139,9 @@ def _limit(weights: np.ndarray) -> float:
   return float(np.quantile(np.abs(weights), 0.995)) or 1.0
 
 
-def _columns(count: int) -> int:
-  return math.ceil(math.sqrt(count))
+def _columns(count: int, aspect: float) -> int:
+  """Columns of a grid of `count` tiles that is `aspect` times as wide as high."""
+  return math.ceil(math.sqrt(count * aspect))
 
 
 def _mosaic(tile_nhw: np.ndarray, columns: int, gap: float) -> np.ndarray:
@@ -159,4 +169,9 @@ def _draw_signed(axes: Axes, grid_hw: np.ndarray, limit: float, with_bar: bool) 
 
 
 def _shown(shown: int, count: int, noun: str) -> str:
-  return f"all {count} {noun}" if shown == count else f"the first {shown} of {count} {noun}"
+  return f"All {count} {noun}" if shown == count else f"The first {shown} of {count} {noun}"
+
+
+def _describe(figure: Figure, title: str, text: str) -> None:
+  figure.suptitle(title)
+  figure.supxlabel(text, fontsize="medium")

@@ -12,7 +12,14 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 import numpy as np
 
-from convmixer_jax.results.figures.style import COLOURS, MARKERS, SETTINGS, colours, plain_log
+from convmixer_jax.results.figures.style import (
+  COLOURS,
+  MARKERS,
+  SETTINGS,
+  WIDTH,
+  colours,
+  plain_log,
+)
 from convmixer_jax.results.history import SPLITS, History
 
 # Line style, marker and line width of each split.
@@ -28,7 +35,7 @@ _STYLES: dict[str, Any] = {
 def curves(histories: Sequence[History]) -> Figure:
   """Loss and accuracy over epochs, coloured by run, or by split for a single run."""
   with matplotlib.rc_context(SETTINGS):
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     _draw_series(loss, histories, "loss", 1)
     _draw_series(accuracy, histories, "accuracy", 100)
@@ -55,7 +62,7 @@ def schedule(histories: Sequence[History], planned: Sequence[np.ndarray]) -> Fig
   one = len(histories) == 1
   looks = zip(colours(len(histories)), itertools.cycle(MARKERS), strict=False)
   with matplotlib.rc_context(SETTINGS):
-    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
     axes = figure.subplots()
     # Decreasing widths keep equal schedules visible below each other.
     widths = np.linspace(min(1.8 * len(histories), 6), 1.8, len(histories))
@@ -66,7 +73,8 @@ def schedule(histories: Sequence[History], planned: Sequence[np.ndarray]) -> Fig
       points, dark = history.series("train", "learning_rate"), COLOURS[1] if one else "0.2"
       look: dict[str, Any] = {"color": dark if one else "none", "mec": dark, "marker": marker}
       axes.plot(*points, **look, ms=5, ls="", label=f"{history.name}: recorded")
-    axes.set(ylabel="learning rate", title=_title("Learning rate", histories))
+    axes.set_ylabel("learning rate")
+    figure.suptitle(_title("Learning rate", histories))
     axes.set_ylim(bottom=0)
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
     _epochs(axes)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import EngFormatter
 
-from convmixer_jax.results.figures.style import MARKERS, SETTINGS, colours, plain_log
+from convmixer_jax.results.figures.style import MARKERS, SETTINGS, WIDTH, colours, plain_log
 from convmixer_jax.results.history import SPLITS, Point, Sweep, label
 
 
@@ -31,7 +31,7 @@ def sweep(results: Sweep, title: str, claimed: Mapping[str, float] | None = None
   others = list(results.points[0].overrides)[1:]
   split = SPLITS["test" if results.metric == "test_accuracy" else "eval"]
   with matplotlib.rc_context(SETTINGS):
-    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.8), layout="constrained")
     size, time = figure.subplots(1, 2, sharey=True)
     for axes, field in ((size, "parameters"), (time, "relative_time")):
       looks = zip(colours(len(series)), itertools.cycle(MARKERS), strict=False)
@@ -55,9 +55,11 @@ def sweep(results: Sweep, title: str, claimed: Mapping[str, float] | None = None
     size.legend(fontsize="small", loc="lower right")
     beside = "/".join(key.rpartition(".")[2] for key in others)
     runs = max(point.runs for point in results.points)
-    notes = [f"the number at each point is {beside}"] * bool(others)
+    notes = [f"The number at each point is {beside}"] * bool(others)
     notes += [f"mean ± standard deviation of {runs} seeds"] * (runs > 1)
-    figure.suptitle("; ".join([title, *notes]))
+    figure.suptitle(title)
+    if notes:
+      figure.supxlabel("; ".join(notes), fontsize="medium")
     return figure
 
 

@@ -17,16 +17,17 @@ import numpy as np
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX*<>"
+WIDTH = 11.0  # of all figures, in inches
 SETTINGS: dict[Any, Any] = {
   "font.size": 10,
   "axes.titlesize": 11,
+  "figure.titlesize": 12,
   "axes.spines.top": False,
   "axes.spines.right": False,
   "axes.grid": True,
   "grid.alpha": 0.3,
   "legend.frameon": False,
   "savefig.dpi": 150,
-  "savefig.bbox": "tight",
   "svg.hashsalt": "convmixer_jax",  # fixed, so that the same figure gives the same file
 }
 
@@ -45,11 +46,20 @@ def plain_log(axis: Axis) -> None:
   axis.set_minor_formatter(NullFormatter())
 
 
-def to_svg(figure: Figure) -> bytes:
-  """Renders the figure as an SVG file; the same figure always gives the same bytes."""
-  file = io.BytesIO()
+def to_svg(figure: Figure, *, with_title: bool = True) -> bytes:
+  """Renders the figure as an SVG file; the same figure always gives the same bytes.
+
+  Args:
+    figure: to render.
+    with_title: False removes its title, for a page that has it as a heading.
+  """
+  file, title = io.BytesIO(), figure.get_suptitle()
+  if not with_title:
+    figure.suptitle("")
   with matplotlib.rc_context(SETTINGS):
     figure.savefig(file, format="svg", metadata={"Date": None})
+  if title:
+    figure.suptitle(title)
   return file.getvalue()
 
 

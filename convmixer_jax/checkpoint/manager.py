@@ -108,6 +108,8 @@ def restore(workdir: pathlib.Path, like: Any, step: int | None = None) -> tuple[
   index = jax.process_index()
   settings = ocp_manager.CheckpointManagerOptions(
     read_only=True,
+    create=False,
+    save_interval_steps=0,
     lightweight_initialize=True,  # reading all metrics would fail if one file is corrupt
     # Each process reads on its own: Orbax would wait for a process that finds a corrupt array.
     multiprocessing_options=options.MultiprocessingOptions(index, {index}, str(index)),

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 # Estimates, not yet measured on a GPU: rows of a product and warps; for the gradient also kernel
 # rows per program (more would not fit into the registers) and the number of programs.
-_ROWS, _WARPS = 256, 8
+_ROWS, _WARPS = 128, 4
 _GRADIENT_ROWS, _GRADIENT_WARPS, _KERNEL_ROWS, _PROGRAMS = 128, 4, 3, 1024
 
 

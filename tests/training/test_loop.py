@@ -153,7 +153,7 @@ def test_a_run_that_was_cut_ends_as_one_that_was_not(config, whole, tmp_path, se
 
 def test_the_workdir_holds_what_it_promises(config, whole):
   assert {path.name for path in whole.iterdir() if not path.name.startswith("events.out")} == {
-    "config.json", "class_names.json", "metrics.jsonl", "checkpoints"}  # fmt: skip
+    "config.json", "class_names.json", "metrics.jsonl", "starts.jsonl", "checkpoints"}  # fmt: skip
   assert list(whole.glob("events.out.tfevents.*"))
   first, last = lines(whole)[0], lines(whole)[-1]
   assert set(first) == {"step", "epoch", "split", "loss", "accuracy", "top5_accuracy",

@@ -10,7 +10,6 @@ in memory, which costs most of what the kernel gains.
 import os
 import pathlib
 import re
-import stat
 import tempfile
 
 from absl import app, flags
@@ -43,7 +42,7 @@ def wrap_assembler(root: pathlib.Path) -> pathlib.Path:
     f'#!/bin/sh\ncase "$*" in *version*) exec {real}/bin/ptxas "$@";; esac\n'
     f'exec {real}/bin/ptxas -v "$@" 2>>{log}\n'
   )
-  wrapper.chmod(wrapper.stat().st_mode | stat.S_IXUSR)
+  wrapper.chmod(0o755)
   flags_before = os.environ.get("XLA_FLAGS", "")
   os.environ["XLA_FLAGS"] = f"{flags_before} --xla_gpu_enable_libnvptxcompiler=false"
   return log

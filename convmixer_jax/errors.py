@@ -1,4 +1,4 @@
-"""Exceptions that are shown to the user without a traceback, and two checks."""
+"""Errors that are shown to the user without a traceback, also for names and missing packages."""
 
 from collections.abc import Collection, Iterator
 import contextlib

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# To be sourced: creates or reuses a virtual environment with the project, what
-# training needs, and the extras in $1 ("test", "cuda", "test,torch", ...), and sets $python to its interpreter.
+# To be sourced: creates or reuses a virtual environment with the project, what training needs, and
+# the extras in $1 ("test", "cuda", "test,torch", ...), and sets $python to its interpreter.
 # PYTHON is the base interpreter, VENV the directory of the environment.
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 

@@ -66,6 +66,12 @@ def one_of(names: Collection[str | None], default: Any) -> Setting:
   return Setting(default, lambda value: value in names, allowed, names=tuple(names))
 
 
+def steps(default: Any) -> Setting:
+  """The first and the last of some steps, counted from 1."""
+  allowed = "it must be (first, last), such as (10, 15)"
+  return Setting(default, lambda value: len(value) == 2 and 1 <= value[0] <= value[1], allowed)
+
+
 def optional(setting: Setting | type) -> Setting:
   """The same setting, but None is valid too."""
   setting = setting if isinstance(setting, Setting) else Setting(setting)
@@ -160,7 +166,7 @@ KEYS: dict[str, Any] = dict(
     heartbeat_seconds=positive(100),  # a process silent for this long is dead and ends the others
     stall_seconds=positive(1800),  # with several processes: end after this long without a step
     max_corrupt=not_negative(10),  # corrupt examples to tolerate per split
-    profile_steps=optional(tuple),  # (first, last): trace these steps into WORKDIR/profile
+    profile_steps=optional(steps(tuple)),  # trace (first, last) into WORKDIR/profile
   ),
   parallel=dict(
     fsdp=positive(1),  # devices that share one copy of the parameters and the optimiser state

@@ -53,13 +53,12 @@ class Mistake:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-  """The content below one title; `lead` comes before the table, `text` after it; SVG `picture`."""
+  """The content below one title, in this order; `picture` is SVG."""
 
   title: str
   table: Table | None = None
   notes: Sequence[str] = ()
   text: str = ""
-  lead: str = ""
   picture: bytes = b""
   mistakes: Sequence[Mistake] = ()
 
@@ -117,7 +116,7 @@ def _config(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> Section:
     rows.append([f"config.{key}", json.dumps(value), was])
   head = ["setting", "value", "default, if another"]
   text = f"{len(changed)} of {len(rows)} settings differ from the defaults; they are bold."
-  return Section("Config", Table(head, rows, kind="words", marked=changed), lead=text)
+  return Section("Config", Table(head, rows, text, "words", changed))
 
 
 def sweep_report(name: str, sweep: Sweep, pictures: Mapping[str, bytes]) -> str:

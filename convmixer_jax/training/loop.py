@@ -54,6 +54,7 @@ def train(
     stack.enter_context(storage.reported(workdir))
     stall_seconds = run.stall_seconds if jax.process_count() > 1 else None
     watchdog = stack.enter_context(Watchdog(stall_seconds))
+    profile = stack.enter_context(Profile(run.profile_steps, workdir))
     check_ours = stack.enter_context(workdirs.claimed(workdir, config))
     experiment, state = _begin(config, workdir)
     workdirs.describe(workdir, config, experiment.batches.source.class_names)
@@ -71,7 +72,6 @@ def train(
     )
     stack.enter_context(writer)
     stack.enter_context(starts.recorded(workdir, first))
-    profile = stack.enter_context(Profile(run.profile_steps, workdir))
     _loop(experiment, state, writer, checkpoints, interrupt, watchdog, profile)
     if interrupt.signum is None:
       _finish(experiment, workdir, first, writer, checkpoints)

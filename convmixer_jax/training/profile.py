@@ -22,15 +22,15 @@ class Profile:
     workdir: directory of the run.
 
   Raises:
-    UserError: if `steps` are not two such numbers, or the workdir is in an object store.
+    UserError: if `steps` are set and the workdir is in an object store.
   """
 
-  def __init__(self, steps: tuple[int, ...] | None, workdir: pathlib.Path):
-    key = f"config.run.profile_steps is {steps}"
-    if steps is not None and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
-      raise UserError(f"{key}; it must be (first, last), such as (10, 15)")
+  def __init__(self, steps: tuple[int, int] | None, workdir: pathlib.Path):
     if steps is not None and storage.is_remote(workdir):
-      raise UserError(f"{key}, but traces are written to local disks only: set a local --workdir")
+      raise UserError(
+        f"config.run.profile_steps is {steps}, but traces are written to local disks only: set a "
+        "local --workdir"
+      )
     self._first, self._last = steps or (0, 0)
     self._directory = workdir / "profile"
     self._is_tracing = False

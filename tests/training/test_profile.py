@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from convmixer_jax import config as config_lib
 from convmixer_jax.errors import UserError
 from convmixer_jax.storage import path_of
 from convmixer_jax.training.profile import Profile
@@ -40,9 +41,11 @@ def test_without_steps_there_is_no_trace(tmp_path):
 
 
 @pytest.mark.parametrize("steps", [(0, 3), (5, 2), (1,), (1, 2, 3)])
-def test_steps_must_be_first_and_last(tmp_path, steps):
+def test_steps_must_be_first_and_last(steps):
+  config = config_lib.read(config_lib.path_of("digits"))
+  config.run.profile_steps = steps
   with pytest.raises(UserError, match=r"config\.run\.profile_steps is .*must be \(first, last\)"):
-    Profile(steps, tmp_path)
+    config_lib.validate(config)
 
 
 def test_a_bucket_takes_no_traces():

@@ -104,9 +104,7 @@ def draw_run(
       _flat(config),
       _flat(config_lib.base()),
       summary=summary,
-      pictures={
-        title: figures.to_svg(figure, with_title=False) for title, figure in pictures.items()
-      },
+      pictures=_for_page(figures, pictures),
       notes=notes,
       mistakes=mistakes,
       pixelated=config.data.image_size < 64,
@@ -147,8 +145,8 @@ def draw_sweep(
   }
   files = _save(figures, pictures, workdir / "plots")
   if with_report:
-    drawn = {title: figures.to_svg(figure, with_title=False) for title, figure in pictures.items()}
-    files.append(_write(workdir / "report.html", report.sweep_report(name, sweep, drawn)))
+    page = report.sweep_report(name, sweep, _for_page(figures, pictures))
+    files.append(_write(workdir / "report.html", page))
   return files
 
 
@@ -234,6 +232,11 @@ def _save(
 ) -> list[pathlib.Path]:
   named = {title.lower().replace(" ", "_"): figure for title, figure in pictures.items()}
   return [path for name, figure in named.items() for path in figures.save(figure, directory, name)]
+
+
+def _for_page(figures: ModuleType, pictures: dict[str, Any]) -> dict[str, str]:
+  """The figures as SVG without their titles, which are the page's headings."""
+  return {title: figures.to_svg(figure, with_title=False) for title, figure in pictures.items()}
 
 
 def _write(path: pathlib.Path, text: str) -> pathlib.Path:

@@ -132,18 +132,16 @@ class ConvMixer(nn.Module):
       ValueError: if `patch_size` does not divide the images' height and width, an attribute is
         invalid, or a training batch is empty.
     """
-    x = self.stem_norm(self.stem(image_bhwc), train)
-    grid = image_bhwc.shape[1] // self.patch_size, image_bhwc.shape[2] // self.patch_size
-    if (self.scan or self.remat != "none") and not self.is_initializing():
-      x = scan.over_blocks(self, x, train, grid)
-    else:
-      for block in self.blocks:
-        x = block(x, train, grid)
-    return depthwise.orders.reorder(x, depthwise.order_of(self.depthwise), "bhwc", grid)
+    x, order = self._feature_map(image_bhwc, train), depthwise.order_of(self.depthwise)
+    return depthwise.orders.reorder(x, order, "bhwc", self._grid(image_bhwc))
 
-  def classify(self, feature_bhwf: jax.Array, train: bool = False) -> jax.Array:
-    """The result of `__call__`, given the output of `features`; `train` enables dropout."""
-    pooled_bf = average_pool(feature_bhwf)
+  def pooled_features(self, image_bhwc: jax.Array, train: bool = False) -> jax.Array:
+    """The mean of `features` over all positions, float32 [b, dim]; arguments are the same."""
+    x, order = self._feature_map(image_bhwc, train), depthwise.order_of(self.depthwise)
+    return average_pool(x, order=order)
+
+  def classify(self, pooled_bf: jax.Array, train: bool = False) -> jax.Array:
+    """The result of `__call__`, given that of `pooled_features`; `train` enables dropout."""
     if not self.num_classes:
       return pooled_bf
     return self.head(self.head_dropout(pooled_bf, deterministic=not train))
@@ -153,4 +151,17 @@ class ConvMixer(nn.Module):
 
     Arguments and errors are as in `features`.
     """
-    return self.classify(self.features(image_bhwc, train), train)
+    return self.classify(self.pooled_features(image_bhwc, train), train)
+
+  def _feature_map(self, image_bhwc: jax.Array, train: bool) -> jax.Array:
+    """The last feature map, in the order of dimensions of the depthwise convolution."""
+    x = self.stem_norm(self.stem(image_bhwc), train)
+    grid = self._grid(image_bhwc)
+    if (self.scan or self.remat != "none") and not self.is_initializing():
+      return scan.over_blocks(self, x, train, grid)
+    for block in self.blocks:
+      x = block(x, train, grid)
+    return x
+
+  def _grid(self, image_bhwc: jax.Array) -> tuple[int, int]:
+    return image_bhwc.shape[1] // self.patch_size, image_bhwc.shape[2] // self.patch_size

@@ -286,6 +286,7 @@ def _patches(image_bhwc: jax.Array, size: int, order: str) -> jax.Array:
 
 # XLA:CPU would fuse the last product, the activation and the mean into one slow loop.
 @not_inlined
-def average_pool(x_bhwf: jax.Array) -> jax.Array:
-  """The mean over all positions, float32 [b, f]."""
-  return x_bhwf.astype(jnp.float32).mean((1, 2))
+def average_pool(x: jax.Array, *, order: str) -> jax.Array:
+  """The mean over all positions of a feature map in any order of dimensions, float32 [b, f]."""
+  mean = x.astype(jnp.float32).mean([axis for axis, letter in enumerate(order) if letter in "hwp"])
+  return mean if order.index("b") < order.index("c") else mean.T

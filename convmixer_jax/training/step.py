@@ -90,8 +90,8 @@ def _gradient_fn(model: ConvMixer, loss: str, freeze_backbone: bool) -> Callable
   def forward(module: ConvMixer, image_bhwc: jax.Array) -> jax.Array:
     if not freeze_backbone:
       return module(image_bhwc, train=True)
-    feature_bhwf = jax.lax.stop_gradient(module.features(image_bhwc))
-    return module.classify(feature_bhwf, train=True)
+    pooled_bf = jax.lax.stop_gradient(module.pooled_features(image_bhwc))
+    return module.classify(pooled_bf, train=True)
 
   def loss_fn(params, batch_stats, key, image_bhwc, target_bk, mask_b):
     logits_bk, updated = model.apply(

@@ -9,6 +9,7 @@ import re
 _BUNDLE = re.compile(r"\s*(?:0x[0-9a-f]+|0)\s+((?:[A-Z]{2},?)+)?\s*:\s+((?:> ?)*)\{(.*)")
 _EXIT = re.compile(r"scmp\.\w+\.s32\.totalorder %\w+, (%?\w+) /\*[^*]*loop exit")
 _DELAY = re.compile(r"vdelay (\d+)")
+_VMATMUL = re.compile(r"\bvmatmul((?:\.\w+)*)")
 
 
 @dataclasses.dataclass
@@ -29,10 +30,15 @@ def cycles(text: str) -> int:
   return total
 
 
-def vmatmuls(text: str) -> int:
-  """How many `vmatmul` it issues. Each takes the matrix units longer than its bundle's cycle."""
+def product_rows(text: str) -> int:
+  """The rows that it feeds to the matrix units, each of which takes one in a cycle.
+
+  A `vmatmul` feeds a register: 16 rows in bfloat16, and 8 in float32 or from the `lmr`, as the
+  number of `vpop` that fetch its results shows.
+  """
   return sum(
-    times * len(re.findall(r"\bvmatmul\b", bundle.code)) for bundle, times in _weighted(text)
+    times * sum(8 if re.search(r"f32|lmr", kind) else 16 for kind in _VMATMUL.findall(bundle.code))
+    for bundle, times in _weighted(text)
   )
 
 

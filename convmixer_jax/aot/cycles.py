@@ -6,7 +6,7 @@ import pathlib
 import re
 
 from convmixer_jax.aot import bundles
-from convmixer_jax.aot.hlo import Program
+from convmixer_jax.aot.hlo import Instruction, Program, Run
 from convmixer_jax.aot.targets import Chip
 
 BLIND_SPOTS = (
@@ -28,8 +28,11 @@ _NAMES = {
   "/stem/": "pointwise",
   "/head/": "pointwise",
   "_norm/": "activation and norm",
-  "ConvMixer.features/": "activation and norm",  # the residual sums
+  "_feature_map/": "activation and norm",  # the residual sums
 }
+_NAMED = re.compile(
+  r"%[\w.-]+|, (metadata|backend_config)=.*"
+)  # what differs between equal fusions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,18 +59,24 @@ def by_part(program: Program, dump: pathlib.Path, chip: Chip) -> dict[str, Cycle
     dump: directory to which libtpu has written its schedules, and no other program's.
     chip: peaks of the TPU.
   """
-  schedules = dict(_schedules(dump))
+  schedules, runs = dict(_schedules(dump)), list(program.runs())
+  counted = {}
+  for run in runs:
+    name = run.instruction.name.removeprefix("%")
+    if name in schedules:
+      text = schedules[name]
+      counted[_computed(program, run)] = bundles.cycles(text), bundles.product_rows(text)
   found = dict.fromkeys(PARTS, Cycles())
-  for run in program.runs():
-    one = run.instruction
-    text = schedules.get(one.name.removeprefix("%"))
-    if text is None:
+  for run in runs:
+    # libtpu writes one schedule for all instructions that compute the same.
+    cycles, rows = counted.get(_computed(program, run), (0, 0))
+    if not cycles:
       continue
-    count, products = bundles.cycles(text) / chip.cores, bundles.vmatmuls(text)
+    count, busy = cycles / chip.cores, rows / 4 / chip.cores  # four matrix units
     floor = program.bytes_moved(run) / chip.bandwidth * chip.clock
-    busy = 16 / 4 * products / chip.cores  # 16 rows each, four matrix units
     weight = run.times * run.share
-    found[part_of(one.source)] += Cycles(weight * count, weight * max(count, floor, busy))
+    part = part_of(run.instruction.source)
+    found[part] += Cycles(weight * count, weight * max(count, floor, busy))
   return found
 
 
@@ -82,3 +91,15 @@ def _schedules(dump: pathlib.Path) -> Iterator[tuple[str, str]]:
     name = re.fullmatch(r"\d+-(.+)-\d+-final_bundles\.txt", path.name)
     if name is not None:
       yield name[1], path.read_text()
+
+
+def _computed(program: Program, run: Run) -> tuple[str, ...]:
+  """What an instruction computes, as text without the names that differ between equal ones."""
+  one, around = run.instruction, program.computation(run.computation)
+  operands = [_type(around[operand.partition("#")[0]]) for operand in one.operands]
+  inner = program.computation(one.called[0]).values() if one.opcode == "fusion" else ()
+  return one.opcode, _type(one), *operands, *(_NAMED.sub("", part.line) for part in inner)
+
+
+def _type(one: Instruction) -> str:
+  return one.line.partition(" = ")[2].partition(f" {one.opcode}(")[0]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from convmixer_jax.aot import cycles
+from convmixer_jax.aot import bundles, cycles
 from convmixer_jax.aot.hlo import Program
 from convmixer_jax.aot.targets import CHIPS
 
@@ -13,12 +13,18 @@ HloModule jit_step, is_scheduled=true
   ROOT %p.1 = f32[8]{0} parameter(0)
 }
 
+%two (p.2: f32[8]) -> f32[8] {
+  ROOT %p.2 = f32[8]{0} parameter(0), metadata={op_name="another name"}
+}
+
 ENTRY %main (p: f32[1000000]) -> f32[8] {
   %p = f32[1000000]{0} parameter(0)
   %small = f32[8]{0} fusion(%p), kind=kLoop, calls=%one, \
-metadata={op_name="jit(step)/jvp(ConvMixer)/ConvMixer.features/blocks_0/depthwise/conv"}
+metadata={op_name="jit(step)/jvp(ConvMixer)/ConvMixer._feature_map/blocks_0/depthwise/conv"}
   %other = f32[8]{0} fusion(%small), kind=kLoop, calls=%one, \
 metadata={op_name="jit(step)/update/add"}
+  %equal = f32[8]{0} fusion(%other), kind=kLoop, calls=%two, \
+metadata={op_name="jit(step)/augment/add"}
   ROOT %untold = f32[8]{0} copy(%other)
 }
 """
@@ -43,10 +49,18 @@ def dump(tmp_path):
 def test_schedules_are_matched_with_instructions_and_their_floors(dump):
   chip = CHIPS["v5e"]
   found = cycles.by_part(Program(PROGRAM), dump, chip)
-  assert [name for name, part in found.items() if part.bundles] == ["depthwise", "update"]
+  told = [name for name, part in found.items() if part.bundles]
+  assert told == ["depthwise", "augmentation", "update"]
   assert found["update"] == cycles.Cycles(5, 5)
+  assert found["augmentation"] == found["update"]  # computes the same, by the same schedule
   memory = (4_000_000 + 32) / chip.bandwidth * chip.clock
   assert found["depthwise"] == cycles.Cycles(5, pytest.approx(memory))
+
+
+def test_rows_of_products():
+  kinds = ("bf16.gmra.mxu0", "f32.vlgmr.msra.gmra.mxu1", "lmr.bf16.gmra.16.mxu2")
+  code = " ;;  ".join(f"%{i} = vmatmul.{kind} %v1" for i, kind in enumerate(kinds))
+  assert bundles.product_rows(f"= control target key end\n   0x1   :  {{ {code} }}\n") == 32
 
 
 @pytest.mark.parametrize(
@@ -54,11 +68,17 @@ def test_schedules_are_matched_with_instructions_and_their_floors(dump):
   [
     ("jit(train_step)/augment/vmap()/gather", "augmentation"),
     ("jit(train_step)/update/add", "update"),
-    ("jvp(ConvMixer)/ConvMixer.features/blocks_3/depthwise/shard_map/conv", "depthwise"),
-    ("jvp(ConvMixer)/ConvMixer.features/blocks_3/depthwise_norm/reduce_sum", "activation and norm"),
-    ("jvp(ConvMixer)/ConvMixer.features/while/body/eval_jaxpr/Block/add", "activation and norm"),
-    ("transpose(jvp(ConvMixer))/ConvMixer.features/blocks_3/pointwise/dot", "pointwise"),
-    ("transpose(jvp(ConvMixer))/ConvMixer.features/stem/dot_general", "pointwise"),
+    ("jvp(ConvMixer)/ConvMixer._feature_map/blocks_3/depthwise/shard_map/conv", "depthwise"),
+    (
+      "jvp(ConvMixer)/ConvMixer._feature_map/blocks_3/depthwise_norm/reduce_sum",
+      "activation and norm",
+    ),
+    (
+      "jvp(ConvMixer)/ConvMixer._feature_map/while/body/eval_jaxpr/Block/add",
+      "activation and norm",
+    ),
+    ("transpose(jvp(ConvMixer))/ConvMixer._feature_map/blocks_3/pointwise/dot", "pointwise"),
+    ("transpose(jvp(ConvMixer))/ConvMixer._feature_map/stem/dot_general", "pointwise"),
     ("jvp(ConvMixer)/ConvMixer.classify/head", "pointwise"),
     ("jit(train_step)/jvp()/reduce", "other"),
   ],

@@ -1,9 +1,8 @@
 """ConvMixer ("Patches Are All You Need?", Trockman & Kolter) in JAX and Flax.
 
-The letters after the underscore in an array's name are its dimensions:
-  b  batch      h  height     w  width      c  channels
-  k  classes    f  features (the model's width, `dim`)
-For example, `image_bhwc` is a batch of images, and `logits_bk` has one score per class.
+The letters after the underscore in an array's name are its dimensions: b batch, h height, w width,
+c channels, k classes, f features (the model's width, `dim`). For example, `image_bhwc` is a batch
+of images, and `logits_bk` has one score per class.
 
 Importing this package needs only JAX and Flax.
 """

@@ -58,16 +58,20 @@ def collectives(program: Program) -> list[Collective]:
     ValueError: if a collective cannot be parsed.
   """
   runs = list(program.runs(fused=True))
-  found = []
+  last_step = {_channel(run): n for n, run in enumerate(runs) if _is_step(run)}
+  found, begun = [], set()
   for place, run in enumerate(runs):
     kind = run.instruction.opcode.removesuffix("-start")
-    if kind not in KINDS:
+    if kind not in KINDS or (_is_step(run) and _channel(run) in begun):
       continue
     collective = _read(run, kind, program.partitions)
     if collective.devices == 1:
       continue
     start = _start(runs, place)
     end = _end(runs, start)
+    if _is_step(run):
+      end = last_step[_channel(run)]
+      begun.add(_channel(run))
     collective = _unjoined(program, runs[start], collective)
     between = runs[place + 1 : end]
     covered = sum(
@@ -99,6 +103,16 @@ def part(kind: str, array: Array, source: str, parameter_sizes: set[int]) -> str
   if "transpose(" in source:
     return GRADIENTS
   return STATISTICS if "_norm" in source else OTHER
+
+
+def _is_step(run: Run) -> bool:
+  """Whether it is one of the steps in which a TPU runs a collective, each fused with other work."""
+  return run.is_fused and run.instruction.opcode in KINDS
+
+
+def _channel(run: Run) -> str:
+  found = re.search(r"channel_id=\d+", run.instruction.line)
+  return found[0] if found else run.instruction.name
 
 
 def _start(runs: Sequence[Run], place: int) -> int:

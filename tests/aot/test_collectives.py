@@ -98,6 +98,51 @@ def test_what_runs_during_a_collective_covers_it():
   assert (late.devices, late.is_async, late.covered) == (8, False, 0)
 
 
+IN_STEPS = """\
+HloModule jit_step, is_scheduled=true, num_partitions=4
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %add = f32[] add(%a, %b)
+}
+
+%first (x.1: f32[64]) -> f32[64] {
+  %x.1 = f32[64]{0} parameter(0)
+  ROOT %step.1 = f32[64]{0} all-reduce(%x.1), channel_id=3, replica_groups={}, to_apply=%sum
+}
+
+%second (x.2: f32[64], q.2: f32[32,32]) -> (f32[64], f32[32,32]) {
+  %x.2 = f32[64]{0} parameter(0)
+  %q.2 = f32[32,32]{1,0} parameter(1)
+  %dot = f32[32,32]{1,0} dot(%q.2, %q.2), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %step.2 = f32[64]{0} all-reduce(%x.2), channel_id=3, replica_groups={}, to_apply=%sum
+  ROOT %both = (f32[64]{0}, f32[32,32]{1,0}) tuple(%step.2, %dot)
+}
+
+%third (x.3: f32[64]) -> f32[64] {
+  %x.3 = f32[64]{0} parameter(0)
+  ROOT %step.3 = f32[64]{0} all-reduce(%x.3), channel_id=3, replica_groups={}, to_apply=%sum
+}
+
+ENTRY %main (p: f32[64], q: f32[32,32]) -> f32[64] {
+  %p = f32[64]{0} parameter(0)
+  %q = f32[32,32]{1,0} parameter(1)
+  %one = f32[64]{0} fusion(%p), kind=kCustom, calls=%first
+  %two = (f32[64]{0}, f32[32,32]{1,0}) fusion(%one, %q), kind=kOutput, calls=%second
+  %rest = f32[64]{0} get-tuple-element(%two), index=0
+  ROOT %three = f32[64]{0} fusion(%rest), kind=kCustom, calls=%third
+}
+"""
+
+
+def test_steps_of_a_collective_are_one_that_their_fusions_cover():
+  (found,) = collectives(Program(textwrap.dedent(IN_STEPS)))
+  assert (found.bytes, found.devices, found.is_async) == (4 * 64, 4, True)
+  product, steps = 2 * 4 * 32**2, 2 * 4 * 64
+  assert product <= found.covered <= product + 2 * steps
+
+
 def test_arrays_that_the_compiler_joins_are_told_apart():
   two, *_ = collectives(Program(textwrap.dedent(OVERLAPPED)))
   assert [array.shape for array in two.arrays] == [(16,), (1,)]

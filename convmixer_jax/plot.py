@@ -234,7 +234,7 @@ def _save(
   return [path for name, figure in named.items() for path in figures.save(figure, directory, name)]
 
 
-def _for_page(figures: ModuleType, pictures: dict[str, Any]) -> dict[str, str]:
+def _for_page(figures: ModuleType, pictures: dict[str, Any]) -> dict[str, bytes]:
   """The figures as SVG without their titles, which are the page's headings."""
   return {title: figures.to_svg(figure, with_title=False) for title, figure in pictures.items()}
 

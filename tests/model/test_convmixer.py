@@ -232,9 +232,10 @@ def test_momentum_and_epsilon_of_the_norms():
   np.testing.assert_allclose(features, expected.mean((1, 2)), rtol=1e-4, atol=1e-5)
 
 
-def test_no_classes_gives_the_pooled_features():
+@pytest.mark.parametrize("depthwise", [None, "taps"])  # channels last and first
+def test_no_classes_gives_the_pooled_features(depthwise):
   golden = load("gelu_odd")
-  model = MODELS["gelu_odd"].clone(num_classes=0)
+  model = MODELS["gelu_odd"].clone(num_classes=0, depthwise=depthwise)
   pooled = model.apply(golden["before"], golden["image"])
   head = golden["before"]["params"]["head"]
   np.testing.assert_allclose(

@@ -58,20 +58,23 @@ def collectives(program: Program) -> list[Collective]:
     ValueError: if a collective cannot be parsed.
   """
   runs = list(program.runs(fused=True))
-  last_step = {_channel(run): n for n, run in enumerate(runs) if _is_step(run)}
-  found, begun = [], set()
+  steps: dict[str, list[int]] = {}
+  for place, run in enumerate(runs):
+    if _is_step(run):
+      steps.setdefault(_channel(run), []).append(place)
+  found = []
   for place, run in enumerate(runs):
     kind = run.instruction.opcode.removesuffix("-start")
-    if kind not in KINDS or (_is_step(run) and _channel(run) in begun):
+    if kind not in KINDS:
+      continue
+    places = steps[_channel(run)] if _is_step(run) else [place]
+    if place != places[0]:
       continue
     collective = _read(run, kind, program.partitions)
     if collective.devices == 1:
       continue
     start = _start(runs, place)
-    end = _end(runs, start)
-    if _is_step(run):
-      end = last_step[_channel(run)]
-      begun.add(_channel(run))
+    end = places[-1] if _is_step(run) else _end(runs, start)
     collective = _unjoined(program, runs[start], collective)
     between = runs[place + 1 : end]
     covered = sum(

@@ -30,9 +30,8 @@ _NAMES = {
   "_norm/": "activation and norm",
   "_feature_map/": "activation and norm",  # the residual sums
 }
-_NAMED = re.compile(
-  r"%[\w.-]+|, (metadata|backend_config)=.*"
-)  # what differs between equal fusions
+# What differs between the texts of equal fusions.
+_NAMED = re.compile(r"%[\w.-]+|, (metadata|backend_config)=.*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,19 +58,18 @@ def by_part(program: Program, dump: pathlib.Path, chip: Chip) -> dict[str, Cycle
     dump: directory to which libtpu has written its schedules, and no other program's.
     chip: peaks of the TPU.
   """
-  schedules, runs = dict(_schedules(dump)), list(program.runs())
-  counted = {}
-  for run in runs:
-    name = run.instruction.name.removeprefix("%")
-    if name in schedules:
-      text = schedules[name]
-      counted[_computed(program, run)] = bundles.cycles(text), bundles.product_rows(text)
+  schedules = dict(_schedules(dump))
+  runs = [(run, _computed(program, run)) for run in program.runs()]
+  counted = {}  # libtpu writes one schedule for all instructions that compute the same
+  for run, computed in runs:
+    text = schedules.get(run.instruction.name.removeprefix("%"))
+    if text is not None:
+      counted[computed] = bundles.cycles(text), bundles.product_rows(text)
   found = dict.fromkeys(PARTS, Cycles())
-  for run in runs:
-    # libtpu writes one schedule for all instructions that compute the same.
-    cycles, rows = counted.get(_computed(program, run), (0, 0))
-    if not cycles:
+  for run, computed in runs:
+    if computed not in counted:
       continue
+    cycles, rows = counted[computed]
     count, busy = cycles / chip.cores, rows / 4 / chip.cores  # four matrix units
     floor = program.bytes_moved(run) / chip.bandwidth * chip.clock
     weight = run.times * run.share

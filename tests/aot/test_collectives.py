@@ -50,15 +50,17 @@ def test_fsdp_gathers_parameters(config):
   assert rows(config, 4)["parameters"]["kind"] == "all-gather"
 
 
-OVERLAPPED = """\
-HloModule jit_step, is_scheduled=true, num_partitions=8
-
+SUM = """\
 %sum (a: f32[], b: f32[]) -> f32[] {
   %a = f32[] parameter(0)
   %b = f32[] parameter(1)
   ROOT %add = f32[] add(%a, %b)
 }
+"""
 
+OVERLAPPED = (
+  f"HloModule jit_step, is_scheduled=true, num_partitions=8\n\n{SUM}"
+  + """
 %scattered (x.1: f32[1024]) -> f32[128] {
   %x.1 = f32[1024]{0} parameter(0)
   ROOT %reduce-scatter = f32[128]{0} reduce-scatter(%x.1), replica_groups=[1,8]<=[8], \
@@ -86,6 +88,7 @@ to_apply=%sum
   ROOT %late = f32[1024]{0} all-reduce(%all-reduce-done), replica_groups={}, to_apply=%sum
 }
 """
+)
 
 
 def test_what_runs_during_a_collective_covers_it():
@@ -98,15 +101,9 @@ def test_what_runs_during_a_collective_covers_it():
   assert (late.devices, late.is_async, late.covered) == (8, False, 0)
 
 
-IN_STEPS = """\
-HloModule jit_step, is_scheduled=true, num_partitions=4
-
-%sum (a: f32[], b: f32[]) -> f32[] {
-  %a = f32[] parameter(0)
-  %b = f32[] parameter(1)
-  ROOT %add = f32[] add(%a, %b)
-}
-
+IN_STEPS = (
+  f"HloModule jit_step, is_scheduled=true, num_partitions=4\n\n{SUM}"
+  + """
 %first (x.1: f32[64]) -> f32[64] {
   %x.1 = f32[64]{0} parameter(0)
   ROOT %step.1 = f32[64]{0} all-reduce(%x.1), channel_id=3, replica_groups={}, to_apply=%sum
@@ -134,6 +131,7 @@ ENTRY %main (p: f32[64], q: f32[32,32]) -> f32[64] {
   ROOT %three = f32[64]{0} fusion(%rest), kind=kCustom, calls=%third
 }
 """
+)
 
 
 def test_steps_of_a_collective_are_one_that_their_fusions_cover():

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 from flax.linen.dtypes import canonicalize_dtype
 import jax
+from jax import lax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -20,6 +21,7 @@ from convmixer_jax.depthwise import depthwise_conv, gradients
 from convmixer_jax.depthwise.no_inline import not_inlined
 from convmixer_jax.depthwise.orders import reorder
 from convmixer_jax.model.act_norm import Groups, act_affine, act_norm
+from convmixer_jax.model.tpu_layout import store_by_image
 
 DTYPES = ("float32", "bfloat16")
 
@@ -229,7 +231,7 @@ def _mix_channels(x: jax.Array, kernel_cf: jax.Array, order: str) -> jax.Array:
   channels, features = kernel_cf.shape
   kernel_cf = kernel_cf.astype(x.dtype)
   if order == "cbp":  # a 2-D operand would have to be moved to other tiles of a TPU's memory
-    return jnp.einsum("cf,cbp->fbp", kernel_cf, x)
+    return store_by_image(jnp.einsum("cf,cbp->fbp", kernel_cf, x))
   if order == "cbhw":
     return (kernel_cf.T @ x.reshape(channels, -1)).reshape(features, *x.shape[1:])
   return (x.reshape(-1, channels) @ kernel_cf).reshape(*x.shape[:-1], features)
@@ -284,9 +286,16 @@ def _patches(image_bhwc: jax.Array, size: int, order: str) -> jax.Array:
   return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // size, w // size, size * size * c)
 
 
-# XLA:CPU would fuse the last product, the activation and the mean into one slow loop.
-@not_inlined
 def average_pool(x: jax.Array, *, order: str) -> jax.Array:
   """The mean over all positions of a feature map in any order of dimensions, float32 [b, f]."""
+  pool, separate_pool = (functools.partial(f, order=order) for f in (_mean, _separate_mean))
+  return lax.platform_dependent(x, cpu=separate_pool, default=pool)
+
+
+def _mean(x: jax.Array, *, order: str) -> jax.Array:
   mean = x.astype(jnp.float32).mean([axis for axis, letter in enumerate(order) if letter in "hwp"])
   return mean if order.index("b") < order.index("c") else mean.T
+
+
+# XLA:CPU would fuse the last product, the activation and the mean into one slow loop.
+_separate_mean = not_inlined(_mean)

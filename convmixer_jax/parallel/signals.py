@@ -14,6 +14,10 @@ from convmixer_jax.parallel import sharding
 _log = logging.getLogger(__name__)
 
 
+class Interrupted(Exception):
+  """A signal stops work that the next start does again."""
+
+
 class Interrupt:
   """Context in which the first signal is recorded for `poll`; a second one kills the process.
 
@@ -51,7 +55,7 @@ class Interrupt:
     self._restore(*self._before)
 
   def poll(self) -> int | None:
-    """The signal to stop for, or None; all processes must call this once after each step.
+    """The signal to stop for, or None; all processes must call this after each step or batch.
 
     Processes agree without blocking: the devices reduce the recorded signals after the current
     step, and the result is read after the next one.
@@ -66,6 +70,11 @@ class Interrupt:
     if before is not None and (signum := int(before)):
       self.signum = signum
     return self.signum
+
+  def check(self) -> None:
+    """Raises Interrupted if `poll`, which it calls, returns a signal."""
+    if self.poll() is not None:
+      raise Interrupted
 
   def _activate(self) -> None:
     self._is_active = True

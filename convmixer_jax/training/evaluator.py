@@ -93,17 +93,23 @@ class Evaluator:
     self._step = compiled(eval_step, "the evaluation step")
     self._predict = compiled(predict_step, "the prediction step")
 
-  def __call__(self, variables: Any) -> dict[str, float]:
+  def __call__(
+    self, variables: Any, after_batch: Callable[[], object] = lambda: None
+  ) -> dict[str, float]:
     """Loss and accuracies over the split, and "num_examples"; corrupt examples are excluded.
 
     Args:
       variables: {"params", "batch_stats"} on the mesh.
+      after_batch: called after each batch; an exception of its own ends the evaluation.
 
     Raises:
       AssertionError: if a readable example was skipped or counted twice.
       UserError: if more than `config.run.max_corrupt` examples are corrupt.
     """
-    parts = list(self._outputs(self._step, variables))
+    parts = []
+    for part in self._outputs(self._step, variables):
+      parts.append(part)
+      after_batch()
     totals = jax.tree.map(lambda *xs: sum(map(float, xs)), *parts)  # in Python's float64
     examples = len(self.batches.source) - self._num_corrupt()
     assert totals["count"] == examples, (totals["count"], examples)

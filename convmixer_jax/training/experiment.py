@@ -1,5 +1,7 @@
 """All parts of a run, built from its config and checked."""
 
+from collections.abc import Callable
+
 from jax.sharding import Mesh
 from ml_collections import config_dict
 
@@ -64,14 +66,17 @@ class Experiment:
         "classes; in a folder, add an empty directory for a missing one"
       )
 
-  def evaluate(self, state: TrainState) -> dict[str, dict[str, float]]:
+  def evaluate(
+    self, state: TrainState, after_batch: Callable[[], object]
+  ) -> dict[str, dict[str, float]]:
     """The metrics of each periodic evaluation: "eval", and "train_eval" if configured.
 
-    "eval_ema" has the metrics of the averaged weights, if there are any.
+    "eval_ema" has the metrics of the averaged weights, if there are any. `after_batch` is as in
+    `Evaluator`.
     """
-    results = {"eval": self.evaluators["eval"](state.variables())}
+    results = {"eval": self.evaluators["eval"](state.variables(), after_batch)}
     if state.ema is not None:
-      results["eval_ema"] = self.evaluators["eval"](state.ema)
+      results["eval_ema"] = self.evaluators["eval"](state.ema, after_batch)
     if "train_eval" in self.evaluators:
-      results["train_eval"] = self.evaluators["train_eval"](state.variables())
+      results["train_eval"] = self.evaluators["train_eval"](state.variables(), after_batch)
     return results

@@ -15,7 +15,7 @@ from convmixer_jax.checkpoint import manager
 from convmixer_jax.checkpoint.state import TrainState
 from convmixer_jax.errors import UserError
 from convmixer_jax.parallel import sharding
-from convmixer_jax.parallel.signals import Interrupt
+from convmixer_jax.parallel.signals import Interrupt, Interrupted
 from convmixer_jax.parallel.watchdog import Watchdog
 from convmixer_jax.results import starts
 from convmixer_jax.results.writer import OnMetrics, Writer
@@ -72,9 +72,10 @@ def train(
     )
     stack.enter_context(writer)
     stack.enter_context(starts.recorded(workdir, first))
-    _loop(experiment, state, writer, checkpoints, interrupt, watchdog, profile)
-    if interrupt.signum is None:
-      _finish(experiment, workdir, first, writer, checkpoints)
+    with contextlib.suppress(Interrupted):
+      _loop(experiment, state, writer, checkpoints, interrupt, watchdog, profile)
+      if interrupt.signum is None:
+        _finish(experiment, workdir, first, writer, checkpoints, interrupt)
     return interrupt.signum
 
 
@@ -110,7 +111,7 @@ def _loop(
     return step == last or step % (run.eval_every_epochs * steps_per_epoch) == 0
 
   def evaluate(step: int) -> float:
-    results = experiment.evaluate(state)
+    results = experiment.evaluate(state, interrupt.check)
     for split, values in results.items():
       write(split, step, values)
     return results["eval"]["accuracy"]
@@ -130,13 +131,16 @@ def _loop(
       if stops or is_evaluated(step) or step % run.checkpoint_every_steps == 0:
         meter.settle()  # save only states with a finite loss
         metrics.check_finite(step, state.variables())
-        accuracy = evaluate(step) if is_evaluated(step) and not stops else None
+        accuracy = None
+        if is_evaluated(step) and not stops:
+          with contextlib.suppress(Interrupted):  # the next start repeats the evaluation
+            accuracy = evaluate(step)
         writer.flush()
         checkpoints.save(step, state, accuracy)
+        if interrupt.signum is not None:
+          return
         meter.restart_clock()
       watchdog.beat()
-      if stops:
-        return
   except metrics.NonFiniteError as error:
     raise UserError(
       f"{error}. The last good checkpoint: {checkpoints.latest() or 'none, no save was due'}. "
@@ -151,6 +155,7 @@ def _finish(
   first: int,
   writer: Writer,
   checkpoints: manager.Checkpoints,
+  interrupt: Interrupt,
 ) -> None:
   """Tests the most accurate checkpoint if a test split is set, and prints what to do next."""
   config, steps_per_epoch = experiment.config, experiment.steps_per_epoch
@@ -158,7 +163,7 @@ def _finish(
   tester = experiment.evaluators.get("test")
   if tester and first <= last and not writer.has("test", last):
     variables, best = restore_variables(config, experiment.mesh, workdir, best)
-    values = {**tester(variables), "checkpoint": best}
+    values = {**tester(variables, interrupt.check), "checkpoint": best}
     writer.write(last, last / steps_per_epoch, "test", values)
   if first >= last:
     writer.say(_how_to_train_longer(config, workdir, first, steps_per_epoch))

@@ -17,6 +17,7 @@ from convmixer_jax.errors import UserError
 from convmixer_jax.parallel import lock
 from convmixer_jax.results.writer import Writer
 from convmixer_jax.training.evaluate import evaluate_checkpoint
+from convmixer_jax.training.evaluator import Evaluator
 from convmixer_jax.training.experiment import Experiment
 from convmixer_jax.training.loop import train
 
@@ -293,6 +294,39 @@ def test_a_signal_saves_and_the_run_continues_from_there(
   assert train(config, tmp_path / "stopped") is None
   assert_identical(saved(config, whole)[0], saved(config, tmp_path / "stopped")[0])
   assert evaluations(tmp_path / "stopped") == evaluations(whole)
+
+
+@pytest.mark.parametrize(
+  "evaluation", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3))]
+)
+def test_a_signal_ends_an_evaluation_which_the_next_start_repeats(
+  config, whole, tmp_path, monkeypatch, evaluation
+):
+  """The evaluations 1 and 2 are those at steps 22 and 44, the third is of the test split."""
+  config.data.test_split = config.data.eval_split if evaluation == 3 else None
+  config.data.eval_batch_size = 64
+  call, batches = Evaluator.__call__, []
+
+  def evaluate(evaluator, variables, after_batch):
+    def signal_then_check():
+      batches[-1] += 1
+      if len(batches) == evaluation:
+        os.kill(os.getpid(), signal.SIGTERM)
+      after_batch()
+
+    batches.append(0)
+    return call(evaluator, variables, signal_then_check)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Evaluator, "__call__", evaluate)
+    assert train(config, tmp_path) == signal.SIGTERM
+  assert len(batches) == evaluation and batches[-1] == 1  # of 6
+  assert saved(config, tmp_path)[1] == min(22 * evaluation, 44)
+  assert len(evaluations(tmp_path)) == evaluation - 1
+  assert train(config, tmp_path) is None
+  assert_identical(saved(config, whole)[0], saved(config, tmp_path)[0])
+  assert [line["step"] for line in evaluations(tmp_path)] == [22, 44]
+  assert [line["split"] for line in lines(tmp_path)].count("test") == (evaluation == 3)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax.experimental.layout import Layout, with_layout_constraint
 import jax.extend
-from jax.interpreters import batching, mlir
+from jax.interpreters import ad, batching, mlir
 
 
 def store_by_image(x_cbp: jax.Array) -> jax.Array:
@@ -22,6 +22,7 @@ def _primitive() -> jax.extend.core.Primitive:
   primitive = jax.extend.core.Primitive("store_by_image")
   primitive.def_abstract_eval(lambda x: x)
   primitive.def_impl(lambda x: x)
+  ad.deflinear2(primitive, lambda gradient, _: [store_by_image(gradient)])
   batching.defvectorized(primitive)
   mlir.register_lowering(primitive, lambda _, x: [x])
   mlir.register_lowering(primitive, _lower_for_tpu, platform="tpu")

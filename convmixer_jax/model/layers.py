@@ -244,22 +244,16 @@ def _mix_channels_forward(x: jax.Array, kernel_cf: jax.Array, order: str) -> tup
 def _mix_channels_backward(order: str, kept: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
   x, kernel_cf = kept
   channels, features = kernel_cf.shape
-  sum_up = functools.partial(
-    jnp.matmul,
-    preferred_element_type=kernel_cf.dtype,
-    out_sharding=jax.typeof(kernel_cf).sharding,  # the batch may be sharded over explicit axes
-  )
+  sum_in: dict[str, Any] = {
+    "preferred_element_type": kernel_cf.dtype,
+    "out_sharding": jax.typeof(kernel_cf).sharding,  # the batch may be sharded over explicit axes
+  }
   if order == "cbp":
-    kernel_grad = jnp.einsum(
-      "cbp,fbp->cf",
-      *(x, grad),
-      preferred_element_type=kernel_cf.dtype,
-      out_sharding=jax.typeof(kernel_cf).sharding,
-    )
+    kernel_grad = jnp.einsum("cbp,fbp->cf", x, grad, **sum_in)
   elif order == "cbhw":
-    kernel_grad = sum_up(grad.reshape(features, -1), x.reshape(channels, -1).T).T
+    kernel_grad = jnp.matmul(grad.reshape(features, -1), x.reshape(channels, -1).T, **sum_in).T
   else:
-    kernel_grad = sum_up(x.reshape(-1, channels).T, grad.reshape(-1, features))
+    kernel_grad = jnp.matmul(x.reshape(-1, channels).T, grad.reshape(-1, features), **sum_in)
   return _mix_channels(grad, kernel_cf.T, order), kernel_grad
 
 
